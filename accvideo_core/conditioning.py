@@ -1,0 +1,135 @@
+"""Condition: what a model is conditioned on, the same type for every family.
+
+Shapes: B batch, L text tokens, D text width, P pooled width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .errors import AccVideoError
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Text (and later image) conditioning of B samples.
+
+    `text` [B, L, D]; `mask` [B, L] bool, True for valid tokens; `pooled` [B, P]; `image` whatever an
+    image-conditioned family needs; `guidance` [B], the embedded guidance scale (6.0, not 6000).
+    """
+
+    text: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+    image: Tensor | None = None
+    guidance: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.text.dim() != 3:
+            raise AccVideoError(f"text has shape {tuple(self.text.shape)}; expected [B, L, D]")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value.shape[0] != self.text.shape[0]:
+                raise AccVideoError(
+                    f"{field.name} holds {value.shape[0]} samples, text holds {self.text.shape[0]}"
+                )
+
+    def __len__(self) -> int:
+        return self.text.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
+        """On `device`; floating tensors in `dtype`, masks stay bool, guidance stays float32."""
+
+        def move(name: str, x: Tensor) -> Tensor:
+            keep = not x.is_floating_point() or name == "guidance"
+            return x.to(device) if keep else x.to(device, dtype)
+
+        return Condition(**{name: move(name, x) for name, x in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are set, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: x for name, x in named.items() if x is not None}
+
+    def select(self, index: int | slice | Sequence[int]) -> Condition:
+        """Some of the samples; one sample keeps its batch axis. Text is trimmed to valid tokens."""
+        rows = slice(index, index + 1) if isinstance(index, int) else index
+        rows = rows if isinstance(rows, slice) else list(rows)
+        return Condition(**{name: x[rows] for name, x in self.tensors().items()}).trim()
+
+    def split(self) -> list[Condition]:
+        """One trimmed Condition per sample."""
+        return [self.select(i) for i in range(len(self))]
+
+    def trim(self) -> Condition:
+        """Without the text tokens that no sample uses (exact: masked tokens have no influence)."""
+        if self.mask is None:
+            return self
+        length = max(1, int(self.mask.sum(dim=1).max()))
+        changed = {**self.tensors(), "text": self.text[:, :length], "mask": self.mask[:, :length]}
+        return Condition(**changed)
+
+    def with_guidance(self, scale: float | None) -> Condition:
+        """The same with the embedded guidance of every sample set to `scale` (None leaves it)."""
+        if scale is None:
+            return self
+        guidance = torch.full((len(self),), float(scale), device=self.text.device)
+        return Condition(**{**self.tensors(), "guidance": guidance})
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the values, for prompts whose text is not known."""
+        digest = hashlib.sha256()
+        for name, x in sorted(self.trim().tensors().items()):
+            digest.update(f"{name}{tuple(x.shape)}".encode())
+            digest.update(x.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def cat(cls, parts: Sequence[Condition]) -> Condition:
+        """Join along the batch; shorter texts are padded on the right and masked."""
+        if not parts:
+            raise AccVideoError("no prompts were given; pass at least one")
+        named = [part.tensors() for part in parts]
+        if any(set(tensors) - {"mask"} != set(named[0]) - {"mask"} for tensors in named):
+            raise AccVideoError("prompts encoded for different models cannot be joined in one batch")
+        length = max(part.text.shape[1] for part in parts)
+        joined = {
+            name: torch.cat([tensors[name] for tensors in named])
+            for name in named[0]
+            if name not in ("text", "mask")
+        }
+        joined["text"] = torch.cat([_pad(part.text, length) for part in parts])
+        joined["mask"] = torch.cat([_pad(part._full_mask(), length) for part in parts])
+        return cls(**joined)
+
+    def _full_mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.text.shape[:2], dtype=torch.bool, device=self.text.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: its id, its text ("" when unknown) and its Condition of batch size 1."""
+
+    id: str
+    text: str
+    condition: Condition
+
+    @classmethod
+    def of(cls, text: str, condition: Condition) -> Prompt:
+        """The id follows from the text, or from the condition's values when there is no text."""
+        name = hashlib.sha256(text.encode()).hexdigest() if text else condition.fingerprint()
+        return cls(name[:16], text, condition.trim())
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    missing = length - x.shape[1]
+    if missing == 0:
+        return x
+    return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)

@@ -1,0 +1,39 @@
+"""Monitor: how long work talks to its caller, whoever that is.
+
+The core calls a monitor at every step and never knows who listens: a terminal, a ComfyUI node, a
+test. A monitor cancels the work by raising; whoever called the core sees that exception, and the
+work on disk stays resumable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of long work: `step` of `total` in `stage` ("record", "distill", "sample", ...).
+
+    `metrics` are the step's figures (loss, ...). `preview`, when set, makes an estimate of the clean
+    latents [B, C, T, H, W] in model space; call it only when a picture is wanted.
+    """
+
+    stage: str
+    step: int
+    total: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    preview: Callable[[], Tensor] | None = None
+
+
+Monitor = Callable[[Progress], None]
+
+
+class Cancelled(Exception):
+    """A monitor of the terminal or of a test raises this to stop; ComfyUI raises its own."""
+
+
+def silent(progress: Progress) -> None:
+    """The monitor that listens to nothing."""
