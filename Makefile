@@ -18,7 +18,7 @@ SERVER := $(STAMPS)/server$(if $(COMFYUI_PATH),-own)
 .DEFAULT_GOAL := demo
 
 demo: setup
-	@$(PY) scripts/demo.py
+	@$(PY) -m scripts.demo
 
 test: setup lint
 	@$(PY) -m pytest -c tests/pytest.ini $(TESTS)
@@ -28,7 +28,7 @@ lint: setup
 	@$(PY) -m pyright --level error
 
 bench: setup
-	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.bench
 
 comfyui: setup
 	@$(PY) -m scripts.comfyui.server --port $(PORT)

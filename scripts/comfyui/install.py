@@ -42,7 +42,7 @@ NOT_FROM_REQUIREMENTS = {
 # torchvision's wheel for CUDA cannot load its C++ operators beside a CPU torch, and registering
 # their Python halves then fails because the operators are unknown. Declaring the two names lets
 # every Python part of torchvision work; calling the missing operators still raises.
-SHIM = '''\
+SHIM = """\
 import importlib.abc
 import sys
 
@@ -62,7 +62,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _Finder())
-'''
+"""
 
 
 def pip(*arguments: str) -> None:

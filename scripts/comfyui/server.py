@@ -61,7 +61,9 @@ class ComfyServer:
     interpreter of a server of one's own, otherwise this one runs it.
     """
 
-    def __init__(self, base: Path, *, port: int = 0, pack: Path = ROOT, arguments: tuple[str, ...] = ()):
+    def __init__(
+        self, base: Path, *, port: int = 0, pack: Path = ROOT, arguments: tuple[str, ...] = ()
+    ):
         self.base = base.resolve()
         self.port = port or free_port()
         self.pack = pack
@@ -175,7 +177,7 @@ class ComfyServer:
 
     def _check_pack(self) -> None:
         if self.broken_packs():
-            raise ServerError(f"ComfyUI could not load the pack:\n{self.log_tail(60)}")
+            raise ServerError("ComfyUI could not load the pack:\n" + "\n".join(self.broken_packs()))
 
 
 def main() -> None:
