@@ -104,10 +104,11 @@ class Condition:
             if name not in ("text", "mask")
         }
         joined["text"] = torch.cat([_pad(part.text, length) for part in parts])
-        joined["mask"] = torch.cat([_pad(part._full_mask(), length) for part in parts])
+        joined["mask"] = torch.cat([_pad(part.full_mask(), length) for part in parts])
         return cls(**joined)
 
-    def _full_mask(self) -> Tensor:
+    def full_mask(self) -> Tensor:
+        """The mask [B, L], all True when there is none."""
         if self.mask is not None:
             return self.mask
         return torch.ones(self.text.shape[:2], dtype=torch.bool, device=self.text.device)

@@ -93,13 +93,14 @@ class VideoModel:
         return len(self.family.blocks(self.module))
 
     def velocity(self, x_t: Tensor, t: float | Tensor, cond: Condition) -> Tensor:
-        """v at (x_t, t), shape of `x_t` [B, C, T, H, W]; the network runs in its own dtype.
+        """v at (x_t, t), shape and device of `x_t` [B, C, T, H, W], in the network's dtype.
 
         `t` is a number or [B], in flow coordinates (1 noise, 0 data).
         """
         times = self._times(t, x_t)
-        moved = cond.to(self.device, self.dtype)
-        return self.family.forward(self.module, x_t.to(self.device, self.dtype), times, moved)
+        moved = cond.trim().to(self.device, self.dtype)
+        v = self.family.forward(self.module, x_t.to(self.device, self.dtype), times, moved)
+        return v.to(x_t.device)
 
     def features(
         self, x_t: Tensor, t: float | Tensor, cond: Condition, blocks: Sequence[int]
@@ -148,9 +149,10 @@ class VideoModel:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes, dtypes and a sample of every base weight; 16 hex digits.
+        """SHA-256 over names, shapes and a sample of every base weight; 16 hex digits.
 
-        Adapters are left out, so a LoRA student and its teacher have the same fingerprint.
+        Adapters are left out, so a LoRA student and its teacher have the same fingerprint, and
+        values are rounded to bfloat16, so float32 and bfloat16 loads of one checkpoint have too.
         """
         if not self._fingerprint:
             self._fingerprint = weight_fingerprint(self.module)
@@ -167,9 +169,9 @@ def weight_fingerprint(module: nn.Module, samples: int = 64) -> str:
     for name, x in sorted(base_state_dict(module).items()):
         flat = x.detach().reshape(-1)
         stride = max(1, flat.numel() // samples)
-        values = flat[::stride][:samples].to("cpu", torch.float32)
+        values = flat[::stride][:samples].to("cpu", torch.bfloat16)
         digest.update(f"{name} {tuple(x.shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(values.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

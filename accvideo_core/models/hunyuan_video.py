@@ -1,0 +1,121 @@
+"""HunyuanVideo (text to video): the family's entry, over diffusers' HunyuanVideoTransformer3DModel.
+
+Shapes: B batch, C channels, T latent frames, H, W; L text tokens, D token width; h, w token grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conditioning import Condition
+from ..errors import AccVideoError
+from ..latents import LatentSpec
+from .video_model import Family
+
+GUIDANCE = 6.0
+TIMESTEPS = 1000.0  # the network counts time and guidance in thousandths
+
+
+def _latent_spec(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpec:
+    return LatentSpec(
+        channels=transformer.get("in_channels", 16),
+        stride_t=vae.get("temporal_compression_ratio", 4),
+        stride_hw=vae.get("spatial_compression_ratio", 8),
+        scale=(vae.get("scaling_factor", 0.476986),),
+        patch=transformer.get("patch_size", 2),
+    )
+
+
+def _forward(module: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """v [B, C, T, H, W]; time and guidance enter the network's sinusoids in float32."""
+    if cond.pooled is None:
+        raise AccVideoError(
+            "the prompt has no pooled text embedding, which HunyuanVideo needs; "
+            "encode it with HunyuanVideo's own text encoders (Llama and CLIP-L)"
+        )
+    guidance = None
+    if module.config.guidance_embeds:  # pyright: ignore
+        scale = cond.guidance if cond.guidance is not None else torch.tensor(GUIDANCE)
+        guidance = scale.to(t).expand_as(t) * TIMESTEPS
+    return module(
+        hidden_states=x_t,
+        timestep=t * TIMESTEPS,
+        encoder_hidden_states=cond.text,
+        encoder_attention_mask=cond.full_mask(),
+        pooled_projections=cond.pooled,
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    return [*module.transformer_blocks, *module.single_transformer_blocks]  # pyright: ignore
+
+
+def _tail(module: nn.Module) -> nn.Module:
+    return module.norm_out  # pyright: ignore
+
+
+def _tokens(module: nn.Module, output: Any, shape: tuple[int, ...]) -> Tensor:
+    """Both kinds of block return (video tokens [B, T*h*w, D], text tokens)."""
+    config = module.config  # pyright: ignore
+    frames, height, width = shape[2:]
+    grid = (frames // config.patch_size_t, height // config.patch_size, width // config.patch_size)
+    return output[0].unflatten(1, grid)
+
+
+def _encode(pipeline: Any, texts: Sequence[str], device: torch.device) -> Condition:
+    """Text encoders of a diffusers HunyuanVideoPipeline -> float32 Condition without padding."""
+    text, pooled, mask = pipeline.encode_prompt(prompt=list(texts), device=device)
+    return Condition(text=text.float(), mask=mask.bool(), pooled=pooled.float()).trim()
+
+
+def _from_native(text: Tensor, extra: Mapping[str, Any]) -> Condition:
+    """ComfyUI's HunyuanVideo conditioning -> float32 Condition on the CPU.
+
+    `text` [B, L, D]; `extra` holds "pooled_output" [B, P] and maybe "attention_mask" [B, L] and
+    "guidance" (6.0 when absent).
+    """
+    pooled = extra.get("pooled_output")
+    if pooled is None:
+        raise AccVideoError(
+            "this CONDITIONING has no pooled_output, so it was not encoded for HunyuanVideo; "
+            "use a DualCLIPLoader of type hunyuan_video (Llama and CLIP-L) to encode the prompt"
+        )
+    mask = extra.get("attention_mask")
+    rows = []
+    for i in range(text.shape[0]):
+        # Text tokens carry no position: dropping the padded ones, wherever they are, is exact.
+        kept = text[i] if mask is None else text[i][mask[i].to(text.device, torch.bool)]
+        rows.append(Condition(kept[None].cpu().float(), pooled=pooled[i : i + 1].cpu().float()))
+    joined = rows[0] if len(rows) == 1 else Condition.cat(rows)
+    return joined.with_guidance(float(extra.get("guidance", GUIDANCE)))
+
+
+HUNYUAN_VIDEO = Family(
+    name="hunyuan_video",
+    transformer_class="HunyuanVideoTransformer3DModel",
+    pipeline_class="HunyuanVideoPipeline",
+    shift=7.0,
+    steps=50,
+    guidance=GUIDANCE,
+    latent_spec=_latent_spec,
+    forward=_forward,
+    blocks=_blocks,
+    tail=_tail,
+    tokens=_tokens,
+    lora_targets=(
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        "proj_mlp",
+        # Numbered, because the network's last layer is called proj_out too and stays as it is.
+        *(f"{block}.proj_out" for block in range(100)),
+    ),
+    encode=_encode,
+    from_native=_from_native,
+)
