@@ -1,0 +1,57 @@
+"""Fixtures that all rooms share: one real ComfyUI server for the whole session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Tiny tensors gain nothing from threads, and waiting for them costs on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """The ComfyUI checkout under test; skips where there is none."""
+    from scripts.comfyui.server import ServerError, server_folder
+
+    try:
+        return server_folder()
+    except ServerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running ComfyServer with this checkout in it and a base directory of its own."""
+    from scripts.comfyui.server import ComfyServer
+
+    with ComfyServer(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture
+def comfy_client(comfy_server: Any) -> Any:
+    """A new client of the session's server."""
+    from scripts.comfyui.client import ComfyClient
+
+    return ComfyClient(comfy_server.url)
+
+
+@pytest.fixture(scope="session")
+def object_info(comfy_server: Any) -> dict[str, Any]:
+    """Every node's schema, as the session's server states it."""
+    from scripts.comfyui.client import ComfyClient
+
+    return ComfyClient(comfy_server.url).object_info()
