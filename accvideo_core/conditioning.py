@@ -96,7 +96,9 @@ class Condition:
             raise AccVideoError("no prompts were given; pass at least one")
         named = [part.tensors() for part in parts]
         if any(set(tensors) - {"mask"} != set(named[0]) - {"mask"} for tensors in named):
-            raise AccVideoError("prompts encoded for different models cannot be joined in one batch")
+            raise AccVideoError(
+                "prompts encoded for different models cannot be joined in one batch"
+            )
         length = max(part.text.shape[1] for part in parts)
         joined = {
             name: torch.cat([tensors[name] for tensors in named])

@@ -61,7 +61,9 @@ def validate_times(times: Sequence[float]) -> Times:
     return grid
 
 
-def find_times(grid: Sequence[float], wanted: Sequence[float], tolerance: float = 1e-6) -> list[int]:
+def find_times(
+    grid: Sequence[float], wanted: Sequence[float], tolerance: float = 1e-6
+) -> list[int]:
     """Position in `grid` of every time in `wanted`."""
     found = []
     for t in wanted:

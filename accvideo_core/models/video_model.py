@@ -128,7 +128,8 @@ class VideoModel:
 
         after = [*layers, self.family.tail(self.module)][max(blocks) + 1]
         handles = [layers[i].register_forward_hook(keep(i)) for i in set(blocks)]
-        # Stopping before the next module, not inside the last block, keeps a checkpointed block whole.
+        # Stopping before the next module, not inside the last block, leaves a checkpointed block
+        # whole.
         handles.append(after.register_forward_pre_hook(stop))
         try:
             self.velocity(x_t, t, cond)

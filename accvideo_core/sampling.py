@@ -1,0 +1,127 @@
+"""The sampler: Euler along any time grid, for teachers and students alike.
+
+Shapes: B batch, C channels, T latent frames, H, W latent size. Everything in model space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .conditioning import Condition, Prompt
+from .errors import AccVideoError
+from .flow import euler_states, predict_x0, validate_times
+from .latents import LatentSpec, seeded_noise
+from .monitor import Monitor, Progress, silent
+
+
+class HasVelocity(Protocol):
+    """A VideoModel, a Student, or anything else that points from noise to data."""
+
+    def velocity(self, x_t: Tensor, t: float | Tensor, cond: Condition, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """The size of what is sampled, in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    def noise(
+        self, spec: LatentSpec, prompts: Sequence[Prompt], seed: int, sample: int = 0
+    ) -> Tensor:
+        """[B, C, T, H, W]: the noise that (seed, prompt, sample) has everywhere."""
+        if not prompts:
+            raise AccVideoError("no prompts were given to sample; pass at least one")
+        shape = spec.shape(self.frames, self.height, self.width)
+        return torch.stack([seeded_noise(shape, seed, prompt.id, sample) for prompt in prompts])
+
+
+def sample(
+    model: HasVelocity,
+    condition: Condition,
+    noise: Tensor,
+    times: Sequence[float],
+    monitor: Monitor = silent,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Solve dx = v dt from `times[0]` to `times[-1]` with Euler's method (AccVideo, Eq. 5).
+
+    Args:
+        condition: of the B samples, or of one that all share.
+        noise: [B, C, T, H, W], the state at `times[0]`; it is left as it is.
+        times: falling times; a student's own are its key times.
+        monitor: called after every step, with a lazy preview of the part at work; may raise.
+        batch_size: how many samples go through the network at once; None is all.
+
+    Returns:
+        Model-space latents [B, C, T, H, W], float32 (float64 for float64 noise), where `noise` is.
+    """
+    grid = validate_times(times)
+    condition = _check(condition, noise)
+    size = batch_size or len(noise)
+    if size < 1:
+        raise AccVideoError(f"batch_size is {batch_size}; it must be at least 1")
+    starts = range(0, len(noise), size)
+    total = len(starts) * (len(grid) - 1)
+    parts = []
+    # Plain tensors come out even inside inference mode, so that training may use them.
+    with torch.inference_mode(False), torch.no_grad():
+        for number, start in enumerate(starts):
+            rows = slice(start, start + size)
+            done = number * (len(grid) - 1)
+            parts.append(
+                _solve(model, condition.select(rows), noise[rows], grid, monitor, done, total)
+            )
+        result = torch.cat(parts)
+    if not torch.isfinite(result).all():
+        raise AccVideoError(
+            "sampling gave NaN or infinite latents; use float32 or bfloat16 weights, or an earlier "
+            "checkpoint of this student"
+        )
+    return result
+
+
+def _solve(
+    model: HasVelocity,
+    condition: Condition,
+    noise: Tensor,
+    grid: Sequence[float],
+    monitor: Monitor,
+    done: int,
+    total: int,
+) -> Tensor:
+    x_1 = noise.to(torch.promote_types(noise.dtype, torch.float32))
+    states = euler_states(lambda x_t, t: model.velocity(x_t, t, condition), x_1, grid)
+    x_next = x_1
+    for i, (x_t, x_next) in enumerate(pairwise(states)):
+        t, dt = grid[i], grid[i + 1] - grid[i]
+
+        def preview(x_t: Tensor = x_t, x_next: Tensor = x_next, t: float = t, dt: float = dt):
+            return predict_x0(x_t, (x_next - x_t) / dt, t)
+
+        monitor(Progress("sample", done + i + 1, total, preview=preview))
+    return x_next
+
+
+def _check(condition: Condition, noise: Tensor) -> Condition:
+    """The condition of every sample, after checking that noise and condition fit."""
+    if noise.dim() != 5 or not len(noise):
+        raise AccVideoError(f"noise has shape {tuple(noise.shape)}; expected [B, C, T, H, W]")
+    if not torch.isfinite(noise).all():
+        raise AccVideoError("the noise holds NaN or infinite values; make it again from its seed")
+    if len(condition) == 1:
+        return condition.select([0] * len(noise))
+    if len(condition) != len(noise):
+        raise AccVideoError(
+            f"there are {len(condition)} prompts for {len(noise)} noise samples; "
+            "pass one prompt, or as many as samples"
+        )
+    return condition
