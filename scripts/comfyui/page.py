@@ -39,6 +39,8 @@ DROP = """([name, text]) => {
         canvas.dispatchEvent(
             new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true, ...at}));
 }"""
+LOADED = """count => app.graph.nodes.length === count
+    && !app.graph.nodes.some(node => node.accvideoOld)"""
 MISSING = """() => app.graph.nodes.map(n => n.type)
     .filter(type => !LiteGraph.registered_node_types[type])"""
 # Texts, because a value without a JSON form would not survive the way out of the page.
@@ -105,8 +107,9 @@ class ComfyPage:
         """Drop a workflow file onto the canvas and wait until its nodes are there."""
         text = workflow.read_text(encoding="utf-8")
         count = len(json.loads(text)["nodes"])
+        self.page.evaluate("() => app.graph.nodes.forEach(node => { node.accvideoOld = true; })")
         self.page.evaluate(DROP, [workflow.name, text])
-        self.page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
+        self.page.wait_for_function(LOADED, arg=count)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Load a UI workflow directly."""
