@@ -19,8 +19,9 @@ from .errors import AccVideoError
 class Condition:
     """Text (and later image) conditioning of B samples.
 
-    `text` [B, L, D]; `mask` [B, L] bool, True for valid tokens; `pooled` [B, P]; `image` whatever an
-    image-conditioned family needs; `guidance` [B], the embedded guidance scale (6.0, not 6000).
+    `text` [B, L, D]; `mask` [B, L] bool, True for valid tokens, which come first; `pooled` [B, P];
+    `image` whatever an image-conditioned family needs; `guidance` [B], the embedded guidance scale
+    (6.0, not 6000).
     """
 
     text: Tensor

@@ -114,13 +114,17 @@ def predict_x0(x_t: Tensor, v: Tensor, t: float) -> Tensor:
 
 
 def edm_to_flow(x_sigma: Tensor, sigma: float) -> tuple[Tensor, float]:
-    """EDM (x_sigma = x_0 + sigma eps) to flow: t = sigma / (1 + sigma), x_t = x_sigma / (1 + sigma)."""
+    """EDM to flow coordinates: (x_t, t) from x_sigma = x_0 + sigma eps.
+
+    t = sigma / (1 + sigma), x_t = x_sigma / (1 + sigma).
+    """
     return x_sigma / (1.0 + sigma), sigma / (1.0 + sigma)
 
 
 def vp_to_flow(x: Tensor, alpha: float, s: float) -> tuple[Tensor, float]:
-    """Variance preserving (x = alpha x_0 + s eps) to flow: t = s / (alpha + s), x_t = x / (alpha + s).
+    """Variance preserving to flow coordinates: (x_t, t) from x = alpha x_0 + s eps.
 
-    At zero terminal SNR alpha = 0, and the map is still defined: t = 1, x_t = x / s.
+    t = s / (alpha + s), x_t = x / (alpha + s). At zero terminal SNR alpha = 0, and the map is still
+    defined: t = 1, x_t = x / s.
     """
     return x / (alpha + s), s / (alpha + s)

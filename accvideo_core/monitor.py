@@ -17,8 +17,8 @@ from torch import Tensor
 class Progress:
     """One step of long work: `step` of `total` in `stage` ("record", "distill", "sample", ...).
 
-    `metrics` are the step's figures (loss, ...). `preview`, when set, makes an estimate of the clean
-    latents [B, C, T, H, W] in model space; call it only when a picture is wanted.
+    `metrics` are the step's figures (loss, ...). `preview`, when set, makes an estimate of the
+    clean latents [B, C, T, H, W] in model space; call it only when a picture is wanted.
     """
 
     stage: str
