@@ -43,6 +43,7 @@ $(STAMPS)/python:
 	(Debian: apt install python3-venv, macOS: brew install python@3.12) or name it with PYTHON=."; exit 1; }
 	@echo "Making .venv with $(PYTHON)"
 	@$(PYTHON) -m venv .venv
+	@$(PIP) install -U pip
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/pack: $(STAMPS)/python pyproject.toml constraints/dev.txt
