@@ -180,13 +180,12 @@ def _load_component(
                 output_loading_info=True,
             ),
         )
-        module = module.to(device).eval().requires_grad_(False)
-    if info["missing_keys"]:
-        raise AccVideoError(
-            f"{str(folder / name)!r} lacks {len(info['missing_keys'])} of the network's weights "
-            f"(such as {sorted(info['missing_keys'])[0]}); download the model again"
-        )
-    return module
+        if info["missing_keys"]:
+            raise AccVideoError(
+                f"{str(folder / name)!r} lacks {len(info['missing_keys'])} of the network's weights "
+                f"(such as {sorted(info['missing_keys'])[0]}); download the model again"
+            )
+        return module.to(device).eval().requires_grad_(False)
 
 
 def _diffusers_class(name: str) -> Any:
