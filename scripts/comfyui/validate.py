@@ -56,7 +56,7 @@ def validate_ui(workflow: dict[str, Any], info: ObjectInfo) -> list[str]:
     return faults + _foreign_paths([node.get("widgets_values") for node in nodes.values()])
 
 
-def _inputs(schema: dict[str, Any]) -> dict[str, tuple[Spec, bool]]:
+def inputs_of(schema: dict[str, Any]) -> dict[str, tuple[Spec, bool]]:
     """Inputs in the order of the page, required ones first: name -> (spec, required)."""
     found: dict[str, tuple[Spec, bool]] = {}
     for group in ("required", "optional"):
@@ -65,7 +65,8 @@ def _inputs(schema: dict[str, Any]) -> dict[str, tuple[Spec, bool]]:
     return found
 
 
-def _is_widget(spec: Spec) -> bool:
+def is_widget(spec: Spec) -> bool:
+    """Whether the page draws a widget for an input, and not only a socket."""
     kind, options = spec
     return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
 
@@ -80,10 +81,10 @@ def _chosen(spec: Spec, key: Any) -> dict[str, Any]:
 
 def _api_node(entry: dict[str, Any], prompt: dict[str, Any], info: ObjectInfo) -> Iterator[str]:
     schema, given = info[entry["class_type"]], entry["inputs"]
-    expected = _inputs(schema)
+    expected = inputs_of(schema)
     for name, (spec, required) in list(expected.items()):
         if spec[0] == "COMFY_DYNAMICCOMBO_V3":
-            nested = _inputs(_chosen(spec, given.get(name)))
+            nested = inputs_of(_chosen(spec, given.get(name)))
             expected.update({f"{name}.{key}": value for key, value in nested.items()})
         grows = isinstance(spec[0], str) and spec[0].startswith("COMFY_AUTOGROW")
         if required and name not in given and not grows:
@@ -96,7 +97,7 @@ def _api_node(entry: dict[str, Any], prompt: dict[str, Any], info: ObjectInfo) -
         spec = expected[name][0]
         if isinstance(value, list):
             fault = _api_link(value, spec, prompt, info)
-        elif _is_widget(spec):
+        elif is_widget(spec):
             fault = _value_fault(value, spec)
         else:
             fault = f"needs a link of type {spec[0]}, has {value!r}"
@@ -132,7 +133,7 @@ def _ui_link(link: list[Any], nodes: dict[Any, Any], info: ObjectInfo) -> Iterat
     if origin_slot >= len(produced):
         yield f"starts at output {origin_slot} of {origin['type']}, which has {len(produced)}"
         return
-    expected = _inputs(info[target["type"]]).get(inputs[target_slot]["name"])
+    expected = inputs_of(info[target["type"]]).get(inputs[target_slot]["name"])
     fault = _type_fault(produced[origin_slot], expected[0]) if expected else ""
     if fault:
         yield f"into {inputs[target_slot]['name']!r} of {target['type']}: {fault}"
@@ -140,7 +141,7 @@ def _ui_link(link: list[Any], nodes: dict[Any, Any], info: ObjectInfo) -> Iterat
 
 def _ui_node(node: dict[str, Any], links: dict[Any, Any], info: ObjectInfo) -> Iterator[str]:
     schema = info[node["type"]]
-    expected = _inputs(schema)
+    expected = inputs_of(schema)
     linked: set[str] = set()
     for slot in node.get("inputs", []):
         name, number = slot["name"], slot.get("link")
@@ -152,7 +153,7 @@ def _ui_node(node: dict[str, Any], links: dict[Any, Any], info: ObjectInfo) -> I
                 yield f"input {name!r} has link {number}, which is not there"
     for name, (spec, required) in expected.items():
         grows = isinstance(spec[0], str) and spec[0].startswith("COMFY_AUTOGROW")
-        if required and not grows and not _is_widget(spec) and name not in linked:
+        if required and not grows and not is_widget(spec) and name not in linked:
             yield f"required input {name!r} has no link"
     if len(node.get("outputs", [])) > len(schema["output"]):
         yield f"has {len(node['outputs'])} outputs, the class has {len(schema['output'])}"
@@ -164,7 +165,7 @@ def _ui_node(node: dict[str, Any], links: dict[Any, Any], info: ObjectInfo) -> I
 
 def _ui_widgets(values: list[Any] | dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
     if isinstance(values, dict):
-        expected = _inputs(schema)
+        expected = inputs_of(schema)
         pairs = [(name, expected[name][0], value) for name, value in values.items()
                  if name in expected]  # fmt: skip
     else:
@@ -183,8 +184,8 @@ _MISSING = object()
 
 def _take_widgets(schema: dict[str, Any], left: list[Any]) -> Iterator[tuple[str, Spec, Any]]:
     """Give each widget its value, in the order in which the page writes them; empties `left`."""
-    for name, (spec, _) in _inputs(schema).items():
-        if not _is_widget(spec):
+    for name, (spec, _) in inputs_of(schema).items():
+        if not is_widget(spec):
             continue
         value = left.pop(0) if left else _MISSING
         yield name, spec, value

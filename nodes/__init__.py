@@ -1,0 +1,39 @@
+"""The nodes: sockets in, one call of the library, sockets out. Nothing is computed here."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import paths
+from .compare import AccVideoCompare
+from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
+from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
+from .student import AccVideoLoadStudent, AccVideoSaveStudent
+from .teacher import AccVideoEncodePrompts, AccVideoLoadTeacher, AccVideoTinyPrompts
+from .train import AccVideoAdversarialTune, AccVideoDistill
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    AccVideoLoadTeacher,
+    AccVideoTinyPrompts,
+    AccVideoEncodePrompts,
+    AccVideoRecordTrajectories,
+    AccVideoLoadDataset,
+    AccVideoDistill,
+    AccVideoAdversarialTune,
+    AccVideoSaveStudent,
+    AccVideoLoadStudent,
+    AccVideoSchedule,
+    AccVideoSample,
+    AccVideoDecode,
+    AccVideoCompare,
+)
+
+
+class AccVideoExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def on_load(self) -> None:
+        paths.register_student_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

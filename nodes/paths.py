@@ -1,0 +1,169 @@
+"""Where things lie in ComfyUI: teachers, datasets, runs, students, reports. All chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+
+from ..accvideo_core.errors import AccVideoError
+from ..accvideo_core.names import child
+
+EMBEDDED = "tiny (embedded)"
+NEWEST = "(newest)"
+"""Choice that means the dataset or student made last; with it a workflow fits any machine."""
+
+STUDENTS = "accvideo"
+"""Key of our folder among ComfyUI's model folders, and its name in models/."""
+
+_recorded: set[str] = set()
+
+
+def register_student_folder() -> None:
+    """Make models/accvideo known, so that extra_model_paths.yaml can add to it."""
+    folder_paths.add_model_folder_path(STUDENTS, str(Path(folder_paths.models_dir) / STUDENTS))
+
+
+def teacher_folders() -> list[str]:
+    """Names of the diffusers pipelines below models/diffusers, / between folders."""
+    found = set()
+    for root in map(Path, folder_paths.get_folder_paths("diffusers")):
+        # A pipeline lies at most one folder deep (author/model): no walk through its weights.
+        for pattern in ("*/model_index.json", "*/*/model_index.json"):
+            found |= {path.parent.relative_to(root).as_posix() for path in root.glob(pattern)}
+    return sorted(found)
+
+
+def teacher_folder(name: str) -> Path:
+    """The folder of a teacher that `teacher_folders` lists, or the embedded one's."""
+    from ..accvideo_core.models.tiny import embedded_teacher_path
+
+    if name == EMBEDDED:
+        return embedded_teacher_path()
+    name = name.replace("\\", "/")
+    if name in teacher_folders():
+        roots = map(Path, folder_paths.get_folder_paths("diffusers"))
+        return next(root / name for root in roots if (root / name / "model_index.json").is_file())
+    raise AccVideoError(
+        f"there is no teacher {name!r}; put a diffusers pipeline folder (with a model_index.json) "
+        f"into models/diffusers, or choose {EMBEDDED!r}"
+    )
+
+
+def dataset_names() -> list[str]:
+    """Names of the recorded datasets."""
+    return sorted({p.parent.name for root in _dataset_roots() for p in root.glob("*/dataset.json")})
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder a dataset is recorded into: the one that is there, or a new one's."""
+    folders = [child(root, name, "dataset") for root in _dataset_roots()]
+    return next((folder for folder in folders if folder.exists()), folders[0])
+
+
+def existing_dataset(name: str) -> Path:
+    """The folder of a dataset that was recorded earlier."""
+    names = dataset_names()
+    if name == NEWEST and names:
+        return _newest([dataset_folder(each) / "dataset.json" for each in names]).parent
+    folder = dataset_folder(name)
+    if not (folder / "dataset.json").is_file():
+        raise AccVideoError(
+            f"there is no dataset {name!r}; record one first, or choose one of: {_listed(names)}"
+        )
+    return folder
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a training run."""
+    return child(_output() / "runs", name, "run")
+
+
+def report_folder(name: str) -> Path:
+    """The folder of a comparison."""
+    if name in ("runs", "datasets"):
+        raise AccVideoError(f"the name {name!r} is taken by AccVideo itself; choose another")
+    return child(_output(), name, "name")
+
+
+def student_names() -> list[str]:
+    """File names of the saved students."""
+    return [n for n in folder_paths.get_filename_list(STUDENTS) if n.endswith(".safetensors")]
+
+
+def student_file(name: str) -> Path:
+    """The file of a saved student."""
+    names = student_names()
+    if name == NEWEST and names:
+        return _newest([student_file(each) for each in names])
+    found = folder_paths.get_full_path(STUDENTS, name) if name in names else None
+    if found is None:
+        raise AccVideoError(
+            f"there is no student {name!r} in models/{STUDENTS}; save one first, or choose one of: "
+            f"{_listed(names)}"
+        )
+    return Path(found)
+
+
+def new_student_file(name: str, overwrite: bool) -> Path:
+    """Where a student is saved: `name`, or the first free `name_2`, `name_3`, ..."""
+    root = Path(folder_paths.get_folder_paths(STUDENTS)[0])
+    stem = name.removesuffix(".safetensors")
+    path = child(root, f"{stem}.safetensors", "student")
+    number = 2
+    while path.exists() and not overwrite:
+        path = child(root, f"{stem}_{number}.safetensors", "student")
+        number += 1
+    return path
+
+
+def complaint(resolve: Callable[[str], Path], name: str | None) -> bool | str:
+    """For `validate_inputs`: True, or why `name` cannot be used. A linked name is not known yet."""
+    try:
+        if name is not None:
+            resolve(name)
+    except AccVideoError as error:
+        return str(error)
+    return True
+
+
+def fingerprint(path: Path) -> str:
+    """For `fingerprint_inputs`: changes when the file does."""
+    if not path.is_file():
+        return f"{path} is missing"
+    status = path.stat()
+    return f"{path} {status.st_mtime_ns} {status.st_size}"
+
+
+def note_recorded(name: str) -> None:
+    """Remember that this process has recorded the dataset."""
+    _recorded.add(name)
+
+
+def recorded_before(name: str) -> float:
+    """For `fingerprint_inputs`: equal to itself unless a recorded dataset has been deleted since.
+
+    A NaN makes ComfyUI record again instead of handing out its cached result.
+    """
+    gone = name in _recorded and not (dataset_folder(name) / "dataset.json").is_file()
+    return float("nan") if gone else 0.0
+
+
+def _newest(files: list[Path]) -> Path:
+    return max(files, key=lambda path: path.stat().st_mtime_ns)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none yet"
+
+
+def _output() -> Path:
+    return Path(folder_paths.get_output_directory()) / "accvideo"
+
+
+def _dataset_roots() -> list[Path]:
+    """ComfyUI's datasets folders, where it has them (0.30 and later), else one in the output."""
+    if "datasets" in folder_paths.folder_names_and_paths:
+        return [Path(root) / "accvideo" for root in folder_paths.get_folder_paths("datasets")]
+    return [_output() / "datasets"]

@@ -1,0 +1,62 @@
+"""Pictures of unfinished latents for the node's preview.
+
+Shapes: B batch, C channels, T latent frames, H, W; F decoded frames.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import comfy.latent_formats
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .monitor import PICTURE_SIZE, Preview
+
+if TYPE_CHECKING:
+    from ..accvideo_core.models.loading import Teacher
+    from ..accvideo_core.models.video_model import VideoModel
+
+SMALL_VAE = 100 * 2**20
+"""Bytes of VAE weights up to which decoding clips for a preview costs nothing worth saving."""
+
+MAX_CLIPS = 4
+LATENT_FORMATS = {"hunyuan_video": "HunyuanVideo"}
+"""ComfyUI's latent format of each family: it holds the factors from channels to colours."""
+
+
+def previewer(teacher: Teacher) -> Preview | None:
+    """Decoded frames where the VAE is small, else ComfyUI's linear map from latents to colours."""
+    weights = (teacher.folder / "vae").glob("*.safetensors")
+    if sum(path.stat().st_size for path in weights) <= SMALL_VAE:
+        return lambda x: strip(teacher.vae.decode(x[:MAX_CLIPS]))
+    factors = _rgb_factors(teacher.model)
+    if factors is None:
+        return None
+    return lambda x: strip(_project(x[:MAX_CLIPS], *factors))
+
+
+def strip(frames: Tensor) -> Image.Image:
+    """The middle frame of each clip [B, F, H, W, 3] in [0, 1], side by side, enlarged."""
+    middle = frames[:, frames.shape[1] // 2].clamp(0, 1)
+    row = (middle.permute(1, 0, 2, 3).flatten(1, 2) * 255).round().to(torch.uint8)
+    picture = Image.fromarray(row.cpu().numpy())
+    scale = max(1, PICTURE_SIZE // max(picture.size))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _rgb_factors(model: VideoModel) -> tuple[Tensor, Tensor] | None:
+    name = LATENT_FORMATS.get(model.family.name, "")
+    form = getattr(comfy.latent_formats, name, None)
+    factors = getattr(form, "latent_rgb_factors", None)
+    if factors is None or len(factors) != model.latent_spec.channels:
+        return None
+    bias = getattr(form, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0]
+    return torch.tensor(factors), torch.tensor(bias)
+
+
+def _project(x: Tensor, factors: Tensor, bias: Tensor) -> Tensor:
+    """[B, C, T, H, W] in model space -> [B, T, H, W, 3] in [0, 1]."""
+    colours = x.float().cpu().movedim(1, -1) @ factors + bias
+    return (colours + 1) / 2

@@ -1,0 +1,110 @@
+"""What travels between our nodes, and the way to and from ComfyUI's own types.
+
+Shapes: L text tokens, D text width, P pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+
+from ..accvideo_core.conditioning import Prompt
+from ..accvideo_core.errors import AccVideoError
+from ..accvideo_core.flow import Times
+
+if TYPE_CHECKING:
+    from ..accvideo_core.distill.student import Student
+    from ..accvideo_core.models.loading import Teacher
+    from ..accvideo_core.models.video_model import VideoModel
+
+PROMPT_TEXT = "accvideo_prompt"
+"""Key under which an entry of CONDITIONING carries the text it was made from."""
+
+AccVideoModel = io.Custom("ACCVIDEO_MODEL")
+AccVideoDataset = io.Custom("ACCVIDEO_DATASET")
+AccVideoStudent = io.Custom("ACCVIDEO_STUDENT")
+"""Carried on them: models.loading.Teacher, trajectories.store.TrajectoryDataset, StudentHandle."""
+
+NativeConditioning = list[list[Any]]
+"""[[text embedding [1, L, D], {"pooled_output": ..., "attention_mask": ..., "guidance": ...}]]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StudentHandle:
+    """A student, the teacher it grew from, and the metrics files of its training, oldest first."""
+
+    student: Student
+    teacher: Teacher
+    metrics: tuple[Path, ...] = ()
+
+
+def network(source: Teacher | StudentHandle) -> VideoModel:
+    """The video model behind either kind of socket."""
+    return source.student.model if isinstance(source, StudentHandle) else source.model
+
+
+def times_of(source: Teacher | StudentHandle, steps: int) -> Times:
+    """The model's own times when `steps` is 0, else the `steps` + 1 times of its family's grid."""
+    if steps == 0 and isinstance(source, StudentHandle):
+        return source.student.key_times
+    return network(source).family.time_grid(steps or None)
+
+
+def guidance_of(source: Teacher | StudentHandle) -> float | None:
+    """The guidance a student was trained at; None for a teacher, which takes the prompts' own."""
+    return source.student.info.guidance if isinstance(source, StudentHandle) else None
+
+
+def prompt_lines(text: str) -> list[str]:
+    """The prompts of a multiline widget: one per line, blank lines do not count."""
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise AccVideoError("no prompts were given; write at least one, one per line")
+    return prompts
+
+
+def to_native(prompts: Sequence[Prompt]) -> NativeConditioning:
+    """Prompts as ComfyUI's CONDITIONING, one entry each."""
+    return [_native_entry(prompt) for prompt in prompts]
+
+
+def _native_entry(prompt: Prompt) -> list[Any]:
+    condition = prompt.condition
+    extra: dict[str, Any] = {PROMPT_TEXT: prompt.text}
+    if condition.pooled is not None:
+        extra["pooled_output"] = condition.pooled
+    if condition.mask is not None and not condition.mask.all():
+        extra["attention_mask"] = condition.mask
+    if condition.guidance is not None:
+        extra["guidance"] = float(condition.guidance[0])
+    return [condition.text, extra]
+
+
+def from_native(conditioning: NativeConditioning, model: VideoModel) -> list[Prompt]:
+    """CONDITIONING of our own or of ComfyUI's text encoders as prompts of this model's family.
+
+    An entry that holds several embeddings becomes several prompts.
+    """
+    prompts = []
+    for embedding, extra in conditioning:
+        parts = model.family.from_native(embedding, extra).split()
+        text = extra.get(PROMPT_TEXT, "") if len(parts) == 1 else ""
+        prompts += [Prompt.of(text, part) for part in parts]
+    if not prompts:
+        raise AccVideoError("the conditioning holds no prompts; encode at least one")
+    return prompts
+
+
+def to_sigmas(times: Sequence[float]) -> torch.Tensor:
+    """Times as ComfyUI's SIGMAS; for a flow model sigma and time are the same number."""
+    return torch.tensor(times, dtype=torch.float32)
+
+
+def from_sigmas(sigmas: torch.Tensor) -> Times:
+    """ComfyUI's SIGMAS as times."""
+    return tuple(float(sigma) for sigma in sigmas)
