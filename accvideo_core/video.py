@@ -1,0 +1,107 @@
+"""Reading and writing video files with PyAV.
+
+Shapes: T frames, H, W pixels, 3 colours in [0, 1].
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import AccVideoError
+from .files import write_bytes
+
+# Visually lossless; small clips are a few kilobytes all the same.
+_OPTIONS = {"crf": "12", "preset": "medium"}
+
+
+def write_video(path: Path, frames: Tensor, fps: float, upscale: int = 1) -> Path:
+    """Write an H.264 MP4 (yuv420p, so that every player and browser shows it).
+
+    Args:
+        path: the file; it appears whole or not at all.
+        frames: [T, H, W, 3], clamped to [0, 1].
+        fps: frames per second.
+        upscale: every pixel becomes `upscale` x `upscale` pixels. An odd height or width then gets
+            its last row or column twice, because yuv420p needs even sizes.
+    """
+    pixels = _pixels(frames, upscale)
+    if not fps > 0:
+        raise AccVideoError(f"fps is {fps}, but a video needs a positive number of frames a second")
+    write_bytes(Path(path), _encode(pixels, fps))
+    return Path(path)
+
+
+def read_video(path: Path) -> tuple[Tensor, float]:
+    """Frames [T, H, W, 3] float32 in [0, 1] and frames per second of a video file.
+
+    Raises:
+        AccVideoError: the file is missing, or is not a video.
+    """
+    import av
+
+    if not Path(path).is_file():
+        raise AccVideoError(f"there is no video file {path}; check the path")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise AccVideoError(f"{path} has no video stream; give a video file")
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            fps = float(stream.average_rate or 0)
+    except av.FFmpegError as error:
+        raise AccVideoError(f"{path} is not a video that can be read ({error.strerror})") from error
+    if not frames:
+        raise AccVideoError(f"{path} is a video without frames; write it again")
+    stacked = torch.stack([torch.from_numpy(frame) for frame in frames])
+    return stacked.float() / 255, fps
+
+
+def side_by_side(clips: Sequence[Tensor], gap: int = 2) -> Tensor:
+    """Clips [T, H, W, 3] of one shape next to one another, `gap` white pixels between them."""
+    if not clips or any(clip.shape != clips[0].shape for clip in clips):
+        shapes = [tuple(clip.shape) for clip in clips]
+        raise AccVideoError(f"clips of shape {shapes} cannot stand side by side; give equal shapes")
+    white = clips[0].new_ones(*clips[0].shape[:2], gap, 3)
+    parts = [part for clip in clips for part in (white, clip)][1:]
+    return torch.cat(parts, dim=2)
+
+
+def _pixels(frames: Tensor, upscale: int) -> Tensor:
+    """uint8 [T, H, W, 3] of even size."""
+    if frames.dim() != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise AccVideoError(
+            f"frames have shape {tuple(frames.shape)}; a video is [T, H, W, 3], T >= 1"
+        )
+    if not torch.isfinite(frames).all():
+        raise AccVideoError("frames hold NaN or infinite values; sample the clip again")
+    if upscale < 1:
+        raise AccVideoError(f"upscale is {upscale}, but it must be a whole number of at least 1")
+    pixels = (frames.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(upscale, 1).repeat_interleave(upscale, 2)
+    for axis in (1, 2):
+        if pixels.shape[axis] % 2:
+            last = pixels.narrow(axis, pixels.shape[axis] - 1, 1)
+            pixels = torch.cat([pixels, last], dim=axis)
+    return pixels
+
+
+def _encode(pixels: Tensor, fps: float) -> bytes:
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=_OPTIONS)
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in pixels:
+            frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
