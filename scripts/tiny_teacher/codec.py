@@ -81,8 +81,8 @@ def fit(clips: int = 4096, seed: int = 0) -> Codec:
 
 def save(codec: Codec, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: getattr(codec, name).contiguous() for name in ("mean", "analysis", "synthesis")}
-    save_file(tensors, path)
+    names = ("mean", "analysis", "synthesis")
+    save_file({name: getattr(codec, name).contiguous() for name in names}, path)
 
 
 def load_or_fit(path: Path) -> Codec:
