@@ -1,0 +1,1 @@
+"""Evaluation: figures, comparison and pictures of students against their teacher."""
