@@ -182,8 +182,8 @@ def _load_component(
         )
         if info["missing_keys"]:
             raise AccVideoError(
-                f"{str(folder / name)!r} lacks {len(info['missing_keys'])} of the network's weights "
-                f"(such as {sorted(info['missing_keys'])[0]}); download the model again"
+                f"{str(folder / name)!r} lacks {len(info['missing_keys'])} of the network's "
+                f"weights (such as {sorted(info['missing_keys'])[0]}); download the model again"
             )
         return module.to(device).eval().requires_grad_(False)
 
