@@ -27,8 +27,10 @@ def on_device(teacher: Teacher, *modules: nn.Module) -> Iterator[list[nn.Module]
     """
     device = management.get_torch_device()
     placed = list(modules)
-    if device.type != "cpu":
-        management.free_memory(HEADROOM * _bytes([teacher.model.module, *placed]), device)
+    if device.type == "cpu":
+        yield placed
+        return
+    management.free_memory(HEADROOM * _bytes([teacher.model.module, *placed]), device)
     _move(teacher, placed, device)
     try:
         yield placed

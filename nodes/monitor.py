@@ -18,6 +18,9 @@ Preview = Callable[[Tensor], Image.Image]
 
 TEXT_SECONDS = 0.5
 PICTURE_SECONDS = 2.0
+PICTURE_SHARE = 0.05
+"""Largest part of the time that may go into pictures."""
+
 PICTURE_SIZE = 512
 
 
@@ -31,7 +34,7 @@ class NodeMonitor:
         context = get_executing_context()
         self._node = context.node_id if context else None
         self._preview = preview
-        self._pictured = self._told = float("-inf")
+        self._next_picture = self._told = float("-inf")
         self._task: tuple[str, int] | None = None
 
     def __call__(self, progress: Progress) -> None:
@@ -48,10 +51,11 @@ class NodeMonitor:
             self._tell(describe(progress, now - self._start, progress.step - self._first))
 
     def _picture(self, progress: Progress, now: float) -> tuple[str, Image.Image, int] | None:
-        if not (self._preview and progress.preview) or now - self._pictured < PICTURE_SECONDS:
+        if not (self._preview and progress.preview) or now < self._next_picture:
             return None
         picture = self._preview(progress.preview())
-        self._pictured = time.monotonic()
+        done = time.monotonic()
+        self._next_picture = done + max(PICTURE_SECONDS, (done - now) / PICTURE_SHARE)
         return "JPEG", picture, PICTURE_SIZE
 
     def _tell(self, text: str) -> None:
