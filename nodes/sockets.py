@@ -42,6 +42,12 @@ class StudentHandle:
     teacher: Teacher
     metrics: tuple[Path, ...] = ()
 
+    def __repr__(self) -> str:
+        """Short, because ComfyUI shows the inputs of a node that failed."""
+        info = self.student.info
+        kind = "full" if info.lora is None else f"LoRA of rank {info.lora.rank}"
+        return f"{len(info.key_times) - 1}-step student of {self.teacher.model.source} ({kind})"
+
 
 def network(source: Teacher | StudentHandle) -> VideoModel:
     """The video model behind either kind of socket."""

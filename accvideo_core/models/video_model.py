@@ -73,7 +73,7 @@ class VideoModel:
     Two VideoModels may share parameter tensors (a LoRA student and its teacher do).
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     family: Family
     latent_spec: LatentSpec
     source: str = ""

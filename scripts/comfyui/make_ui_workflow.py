@@ -3,7 +3,7 @@
 The API form is the source; node titles and groups come from its `_meta`. Groups stand from left to
 right in the order in which they first appear, and so do the nodes inside them.
 
-    python -m scripts.comfyui.make_ui_workflow workflows/api/*.json    (writes workflows/*.json)
+    python -m scripts.comfyui.make_ui_workflow    (workflows/api/tiny_*.json -> workflows/)
 """
 
 from __future__ import annotations
@@ -133,16 +133,16 @@ def _lay_out(prompt: dict[str, Any], nodes: dict[str, Any]) -> list[dict[str, An
 
 
 def main() -> None:
+    folder = ROOT / "workflows"
     parser = argparse.ArgumentParser(description="Make the UI form of API workflows.")
-    parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, default=ROOT / "workflows")
+    tiny = sorted(folder.glob("api/tiny_*.json"))
+    parser.add_argument("files", type=Path, nargs="*", default=tiny)
     options = parser.parse_args()
     with ComfyServer(BASE) as server:
         info = ComfyClient(server.url).object_info()
     for path in options.files:
         workflow = to_ui(json.loads(path.read_text(encoding="utf-8")), info, path.stem)
-        text = json.dumps(workflow, indent=2) + "\n"
-        (options.out / path.name).write_text(text, encoding="utf-8")
+        (folder / path.name).write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
