@@ -49,7 +49,7 @@ $(STAMPS)/python:
 $(STAMPS)/pack: $(STAMPS)/python pyproject.toml constraints/dev.txt
 	@echo "Installing the library and its tools (minutes the first time)"
 	@$(PIP) install -c constraints/dev.txt torch
-	@$(PIP) install -c constraints/dev.txt -e '.[cli,train,dev]'
+	@$(PIP) install -c constraints/dev.txt -e '.[train,dev]'
 	@touch $@
 
 $(SERVER): $(STAMPS)/pack scripts/comfyui/install.py

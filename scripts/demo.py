@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 def collect(output: Path, since: float, out: Path) -> list[Path]:
     """Copy every comparison written since the time `since` into `out`; returns the copies.
 
-    A comparison is a folder of `output/accvideo` with a report.json. One goes straight into `out`,
+    A comparison is a folder of `output/accvideo` with a report.json (and its table.txt). One goes straight into `out`,
     several into a folder each. What stood in `out` before is removed.
     """
     reports = sorted((output / "accvideo").glob("*/report.json"))
@@ -112,26 +112,6 @@ def collect(output: Path, since: float, out: Path) -> list[Path]:
         shutil.copytree(folder, target, dirs_exist_ok=True)
         copies.append(target)
     return copies
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report's rows as aligned columns, one per figure that is a number or a text."""
-    rows = report.get("rows", [])
-    columns = list(dict.fromkeys(key for row in rows for key in row
-                                 if isinstance(row[key], str | int | float)))  # fmt: skip
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                  for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in cells
-    )  # fmt: skip
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
 
 
 def run(workflow: Path, out: Path, base: Path) -> None:
@@ -152,7 +132,7 @@ def run(workflow: Path, out: Path, base: Path) -> None:
     if not folders:
         raise SystemExit(f"{workflow.name} ran, but no node of it wrote a report.")
     for folder in folders:
-        print("\n" + table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
+        print("\n" + (folder / "table.txt").read_text(encoding="utf-8").rstrip())
     print(f"\nIn {out}:")
     for path in sorted(out.rglob("*.*")):
         print(f"  {path.relative_to(out)}  ({path.stat().st_size / 1024:.0f} KB)")

@@ -79,7 +79,7 @@ class ComfyServer:
     def output(self) -> Path:
         return self.base / "output"
 
-    def start(self, timeout: float = 240.0) -> None:
+    def start(self, timeout: float = 600.0) -> None:
         """Start the process and return when it answers.
 
         Raises ServerError if it dies, is not ready in `timeout` seconds, or rejects the pack.

@@ -1,4 +1,4 @@
-"""The demo's harness: progress lines, the collected folder, the table, and a server that dies."""
+"""The demo's harness: progress lines, the collected folder, and a server that dies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from scripts.comfyui.client import Event
 from scripts.comfyui.server import ComfyServer, ServerError
-from scripts.demo import Progress, collect, duration, table
+from scripts.demo import Progress, collect, duration
 
 PROMPT = {
     "1": {"class_type": "AccVideoDistill", "inputs": {}, "_meta": {"title": "Distil"}},
@@ -47,18 +47,6 @@ def test_progress_names_node_steps_and_text() -> None:
 
 def test_duration_is_written_for_people() -> None:
     assert [duration(s) for s in (4.4, 60, 125)] == ["4 s", "1 min 00 s", "2 min 05 s"]
-
-
-def test_table_aligns_numbers_and_leaves_lists_out() -> None:
-    rows = [
-        {"name": "teacher", "steps": 50, "fvd": 1.23456, "clips": [1, 2]},
-        {"name": "student", "steps": 5, "fvd": None},
-    ]
-    assert table({"rows": rows}).splitlines() == [
-        "name     steps    fvd",
-        "teacher     50  1.235",
-        "student      5      -",
-    ]
 
 
 def test_only_what_this_run_wrote_is_collected(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_entrypoint_yields_the_nodes_and_loads_no_model_library(
         "import comfy_api.latest\n"
         "before = set(sys.modules)\n"
         "extension = asyncio.run(pack.comfy_entrypoint())\n"
+        "asyncio.run(extension.on_load())\n"
         "nodes = asyncio.run(extension.get_node_list())\n"
         "new = sorted({m.partition('.')[0] for m in set(sys.modules) - before})\n"
         "print(json.dumps([[n.define_schema().node_id for n in nodes], new]))",
