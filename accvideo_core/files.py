@@ -180,13 +180,13 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {name: text for name, text in meta.items() if name != CHECKSUM}
 
 
-def remove_leftovers(folder: Path, older_than: float = 3600.0) -> None:
-    """Remove the temporary files that killed writers left anywhere under `folder`.
+def remove_leftovers(folder: Path, pattern: str = "**", older_than: float = 3600.0) -> None:
+    """Remove the temporary files that killed writers left in `folder`'s subfolders like `pattern`.
 
     Those younger than `older_than` seconds may still be in a writer's hands.
     """
     with disk_errors("clean", folder):
-        for path in list(folder.rglob(".*.tmp")):
+        for path in list(folder.glob(f"{pattern}/.*.tmp")):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > older_than:
                     path.unlink()
