@@ -1,0 +1,119 @@
+"""KeyBatch: what one training step reads, indexed as in the paper; KeyStates: where it comes from.
+
+Key times are counted from the data: t[0] = 0 is data and t[m] = 1 is noise, so `latents[k]` is
+the paper's l_{t'_k}.
+
+Shapes: B batch, m student steps, C channels, T latent frames, H, W latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Condition
+from ..errors import AccVideoError
+from ..flow import Times, find_times
+from ..latents import key_generator
+from ..trajectories.store import TrajectoryDataset
+
+_MEMORY_LIMIT = 2 * 2**30
+"""Bytes of key states that are held in memory; larger datasets are read batch by batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBatch:
+    """Recorded key states and fresh noise of B samples."""
+
+    latents: Tensor
+    """[m + 1, B, C, T, H, W] float32, recorded states; latents[k] is at time t[k]."""
+    t: Times
+    """m + 1 rising times, from data to noise."""
+    cond: Condition
+    z: Tensor
+    """[B, C, T, H, W] fresh noise; not the trajectories' own (Alg. 1, line 15)."""
+    u: Tensor
+    """[B] fresh uniform numbers, for objectives that draw a time."""
+
+    @property
+    def steps(self) -> int:
+        """m, the student's steps."""
+        return len(self.t) - 1
+
+    def split(self, parts: int) -> Iterator[KeyBatch]:
+        """`parts` equal batches, in order."""
+        size = self.z.shape[0] // parts
+        for start in range(0, self.z.shape[0], size):
+            rows = slice(start, start + size)
+            cond = self.cond.select(rows)
+            yield KeyBatch(self.latents[:, rows], self.t, cond, self.z[rows], self.u[rows])
+
+
+class KeyStates:
+    """A dataset's states at the key times; in memory when they are small."""
+
+    def __init__(self, dataset: TrajectoryDataset, key_times: Times) -> None:
+        """
+        Raises:
+            AccVideoError: the dataset is empty, or a key time was not recorded.
+        """
+        self.dataset = dataset
+        self.ids = dataset.ids()
+        if not self.ids:
+            raise AccVideoError(
+                f"dataset {dataset.folder.name!r} holds no trajectories; record some first"
+            )
+        self.t = tuple(reversed(key_times))
+        self._rows = _stored_rows(dataset, self.t)
+        self.shape = dataset.info.shape
+        bytes_each = 4 * len(self.t) * torch.Size(self.shape).numel()
+        self._keep = len(self.ids) * bytes_each <= _MEMORY_LIMIT
+        self._held: dict[str, tuple[Tensor, Condition]] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, size: int, seed: int, step: object, device: torch.device) -> KeyBatch:
+        """The batch of one step, a function of the arguments alone."""
+        drawn = self._draw(size, key_generator(seed, "data", step))
+        records = [self._record(self.ids[i]) for i in drawn]
+        noise = key_generator(seed, "noise", step)
+        return KeyBatch(
+            latents=torch.stack([states for states, _ in records], dim=1).to(device),
+            t=self.t,
+            cond=Condition.cat([cond for _, cond in records]).to(device),
+            z=torch.randn(size, *self.shape, generator=noise).to(device),
+            u=torch.rand(size, generator=noise).to(device),
+        )
+
+    def _draw(self, size: int, generator: torch.Generator) -> list[int]:
+        """Distinct records while there are enough of them."""
+        count = len(self.ids)
+        if size <= count:
+            return torch.randperm(count, generator=generator)[:size].tolist()
+        return torch.randint(count, (size,), generator=generator).tolist()
+
+    def _record(self, id: str) -> tuple[Tensor, Condition]:
+        """(states [m + 1, C, T, H, W] float32 from data to noise, condition of one sample)."""
+        if id in self._held:
+            return self._held[id]
+        trajectory = self.dataset.read(id)
+        cond = self.dataset.prompt(trajectory.prompt_id).condition
+        cond = cond.with_guidance(self.dataset.info.guidance)
+        record = trajectory.latents[self._rows].float(), cond
+        if self._keep:
+            self._held[id] = record
+        return record
+
+
+def _stored_rows(dataset: TrajectoryDataset, times: Times) -> list[int]:
+    try:
+        return find_times(dataset.info.times, times)
+    except AccVideoError as error:
+        raise AccVideoError(
+            f"dataset {dataset.folder.name!r} does not fit these student steps: {error}; choose "
+            "other student steps, or record into another dataset with these states kept"
+        ) from error

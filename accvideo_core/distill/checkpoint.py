@@ -1,0 +1,61 @@
+"""Checkpoints of a run: one safetensors file each, whole or not at all.
+
+    <run>/checkpoints/<step>.safetensors      tensors named "<part>/<name>"
+
+Only safetensors: a checkpoint holds no code and no generator state, because all randomness of a run
+follows from its seed and the step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import AccVideoError
+from ..files import read_safetensors, remove_leftovers, write_safetensors
+
+Parts = dict[str, dict[str, Tensor]]
+_log = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], keep: int
+) -> None:
+    """Write the state after `step` updates, then delete all but the last `keep` checkpoints."""
+    flat = {f"{part}/{name}": x for part, state in parts.items() for name, x in state.items()}
+    write_safetensors(_folder(run) / f"{step:08d}.safetensors", flat)
+    for old in _saved(run)[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def load_checkpoint(run: Path) -> tuple[int, Parts] | None:
+    """(updates done, state) of the last whole checkpoint, or None; damaged ones are passed over."""
+    remove_leftovers(run)
+    for path in reversed(_saved(run)):
+        try:
+            flat, _ = read_safetensors(path)
+        except AccVideoError as error:
+            _log.warning("passed over a checkpoint: %s", error)
+            continue
+        parts: Parts = {}
+        for full_name, x in flat.items():
+            part, name = full_name.split("/", 1)
+            parts.setdefault(part, {})[name] = x
+        return int(path.stem), parts
+    return None
+
+
+def last_step(run: Path) -> int:
+    """Updates done at the last checkpoint, 0 when there is none."""
+    return max((int(path.stem) for path in _saved(run)), default=0)
+
+
+def _folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def _saved(run: Path) -> list[Path]:
+    return sorted(p for p in _folder(run).glob("*.safetensors") if p.stem.isdigit())

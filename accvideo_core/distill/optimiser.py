@@ -1,0 +1,94 @@
+"""Role: parameters that are trained together, with their AdamW, clipping and learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .recipes import Recipe
+
+
+def lr_factor(recipe: Recipe, step: int) -> float:
+    """What the learning rate is multiplied with at update `step` (from 0)."""
+    warmup = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
+    progress = step / recipe.train_steps
+    if recipe.schedule == "cosine":
+        return warmup * (1 + math.cos(math.pi * progress)) / 2
+    return warmup * (1 - progress) if recipe.schedule == "linear" else warmup
+
+
+class Role:
+    """The student, or the discriminator's heads."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        lr: float,
+        betas: tuple[float, float],
+        recipe: Recipe,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.lr = lr
+        self.clip_norm = math.inf if recipe.clip is None else recipe.clip
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=lr, betas=betas, weight_decay=recipe.weight_decay
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to this role's parameters and to no others."""
+        loss.backward(inputs=list(self.parameters.values()))
+
+    def clip(self) -> float:
+        """Limit the gradient; returns its norm before."""
+        return float(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times the learning rate; parameters without gradient stay."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and AdamW's moments, as float32 CPU tensors under flat names."""
+        state = {f"value:{name}": p for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            for key, x in self.optimizer.state[p].items():
+                state[f"{key}:{name}"] = x
+        return {name: x.detach().to("cpu", copy=True) for name, x in state.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, x in state.items():
+            key, parameter = name.split(":", 1)
+            if key == "value":
+                self.parameters[parameter].copy_(x)
+            else:
+                moments.setdefault(parameter, {})[key] = x
+        numbered = {i: moments[n] for i, n in enumerate(self.parameters) if n in moments}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+
+
+class Average:
+    """Running average of a role's parameters; young averages forget faster."""
+
+    def __init__(self, role: Role, decay: float) -> None:
+        self.role, self.decay = role, decay
+        self.values = {name: p.detach().clone() for name, p in role.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After update `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, p in self.role.parameters.items():
+            self.values[name].lerp_(p, 1 - decay)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for name, x in state.items():
+            self.values[name].copy_(x)

@@ -1,0 +1,207 @@
+"""Recipe: every choice of a distillation run in one frozen, validated record; and named presets.
+
+AccVideo leaves much open (optimiser details, head layers, what an iteration is); each such point is
+one field here, with our default and its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ..errors import AccVideoError
+from ..flow import Times, key_indices, validate_times
+from .student import LoraSpec
+
+SCHEDULES = ("constant", "cosine", "linear")
+GAN_NAMES = ("logistic", "hinge")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a student is distilled. `dataclasses.replace(PRESETS["paper"], ...)` makes a variant."""
+
+    name: str = "custom"
+
+    student_steps: int = 5
+    """m: steps the student will take. It must divide the teacher's steps."""
+    key_times: Times | None = None
+    """m + 1 falling times; None takes every n/m-th of the dataset's own grid, as the paper does."""
+    adversarial: bool = False
+    """Add the adversarial term (Eq. 7) to trajectory guidance (Eq. 6)."""
+    lora: LoraSpec | None = LoraSpec()
+    """Adapters, or None for full fine-tuning. A run that starts from a student keeps that one's."""
+
+    train_steps: int = 1200
+    """Optimiser updates. One update trains one key interval k; k runs m-1, ..., 0 and again."""
+    batch_size: int = 32
+    """Samples per update."""
+    accumulate: int = 1
+    """Parts that a batch is computed in; only memory and speed depend on it."""
+    lr: float = 5e-6
+    head_lr: float | None = None
+    """Learning rate of the heads; None takes `lr`, the paper gives one for both."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    head_betas: tuple[float, float] = (0.0, 0.999)
+    """No momentum for heads: they chase a moving target (FastVideo, SF-V)."""
+    weight_decay: float = 1e-3
+    clip: float | None = 1.0
+    """Largest gradient norm of the student and of the heads; None does not clip."""
+    warmup: int = 0
+    """Updates over which the learning rate rises from zero."""
+    schedule: str = "constant"
+    """"constant", or a fall to zero at `train_steps`: "cosine" or "linear"."""
+    ema: float | None = None
+    """Decay of a running average of the weights, which the finished student then has."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+
+    trajectory_weight: float = 1.0
+    adv_weight: float = 0.1
+    """lambda of the adversarial term."""
+    gan_loss: str = "logistic"
+    """"logistic" (non-saturating) or "hinge"; Eq. 7 fixes only the game's value."""
+    head_width: int = 256
+    """Channels of a head."""
+    feature_blocks: tuple[int, ...] | None = None
+    """Teacher blocks (from 0) that the heads look at; None takes the paper's: the last one for
+    t > 0, the one at two thirds of the depth for t = 0."""
+    clean_time_shift: float | None = None
+    """How the frozen teacher is shown clean latents (k = 0): None at t = 0 as published, a number s
+    at times drawn from shift_s(U(0, 1)) (Seaweed-APT, s = 12), should t = 0 tell too little."""
+    r1_weight: float = 0.0
+    """Weight of the heads' approximate R1 on real latents; the paper needs none. Try 0.1 to 100
+    where real_accuracy and fake_accuracy stay near 1."""
+    r1_sigma: float = 0.1
+    """Size of the noise of that regulariser."""
+
+    seed: int = 0
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for check in (_check_numbers, _check_names, _check_shapes):
+            check(self)
+
+    def times(self, grid: Times) -> Times:
+        """The m + 1 falling key times on a dataset whose teacher used `grid`."""
+        if self.key_times is not None:
+            return self.key_times
+        return tuple(grid[i] for i in key_indices(len(grid) - 1, self.student_steps))
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; `Recipe.from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """The inverse of `as_dict`, also from JSON, where tuples have become lists.
+
+        Raises:
+            AccVideoError: an unknown field, or a value out of range.
+        """
+        unknown = sorted(data.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            known = ", ".join(f.name for f in fields(cls))
+            raise AccVideoError(f"recipe has no field {unknown[0]!r}; its fields are {known}")
+        values: dict[str, Any] = {
+            name: tuple(x) if isinstance(x, list) else x for name, x in data.items()
+        }
+        if isinstance(values.get("lora"), Mapping):
+            values["lora"] = LoraSpec.from_dict(values["lora"])
+        return cls(**values)
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    rules = [
+        (1, None, ("student_steps", "train_steps", "batch_size", "accumulate", "head_width")),
+        (1, None, ("checkpoint_every", "keep_checkpoints")),
+        (0, None, ("warmup", "weight_decay", "trajectory_weight", "adv_weight", "r1_weight")),
+        (0, 1, ("ema",)),
+    ]
+    for low, high, names in rules:
+        for name in names:
+            value = getattr(recipe, name)
+            if value is not None and not (value >= low and (high is None or value < high)):
+                bound = f"at least {low}" + ("" if high is None else f" and below {high}")
+                raise AccVideoError(f"recipe.{name} is {value}; it must be {bound}")
+    for name in ("lr", "head_lr", "clip", "clean_time_shift", "r1_sigma"):
+        value = getattr(recipe, name)
+        if value is not None and not value > 0:
+            raise AccVideoError(f"recipe.{name} is {value}; it must be positive")
+    for name in ("betas", "head_betas"):
+        if any(not 0 <= beta < 1 for beta in getattr(recipe, name)):
+            raise AccVideoError(
+                f"recipe.{name} is {getattr(recipe, name)}; both must be at least 0 and below 1"
+            )
+
+
+def _check_names(recipe: Recipe) -> None:
+    for name, choices in (("schedule", SCHEDULES), ("gan_loss", GAN_NAMES)):
+        if getattr(recipe, name) not in choices:
+            value = getattr(recipe, name)
+            raise AccVideoError(f"recipe.{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _check_shapes(recipe: Recipe) -> None:
+    if recipe.feature_blocks == ():
+        raise AccVideoError("recipe.feature_blocks is empty; name a block, or use None")
+    if recipe.batch_size % recipe.accumulate:
+        raise AccVideoError(
+            f"recipe.accumulate is {recipe.accumulate}, which does not divide "
+            f"recipe.batch_size {recipe.batch_size}; choose a divisor"
+        )
+    if recipe.key_times is None:
+        return
+    if len(validate_times(recipe.key_times)) != recipe.student_steps + 1:
+        raise AccVideoError(
+            f"recipe.key_times holds {len(recipe.key_times)} times; {recipe.student_steps} "
+            f"student steps need {recipe.student_steps + 1}"
+        )
+
+
+_PAPER = Recipe(name="paper", adversarial=True, lora=None)
+_TINY = Recipe(
+    name="tiny-trajectory",
+    lora=LoraSpec(rank=64),
+    train_steps=300,
+    batch_size=32,
+    lr=1e-3,
+    head_lr=1e-3,
+    warmup=10,
+    schedule="cosine",
+    ema=0.98,
+    head_width=64,
+)
+
+PRESETS: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        # As published: full fine-tuning of all weights, 1200 updates of 32 samples.
+        _PAPER,
+        # One card: the same with adapters, and only Eq. 6.
+        replace(_PAPER, name="trajectory", adversarial=False, lora=LoraSpec(), lr=1e-4, warmup=20),
+        # One card: adapters, Eq. 6 and Eq. 7, usually from a trajectory student.
+        replace(_PAPER, name="adversarial", lora=LoraSpec(), lr=5e-5, warmup=20),
+        # The embedded teacher, minutes on a laptop CPU.
+        _TINY,
+        replace(_TINY, name="tiny-adversarial", adversarial=True, lr=3e-4, train_steps=150),
+        replace(_TINY, name="tiny-trajectory-2", student_steps=2),
+        replace(
+            _TINY,
+            name="tiny-adversarial-2",
+            student_steps=2,
+            adversarial=True,
+            lr=3e-4,
+            train_steps=150,
+        ),
+    )
+}
+
+
+def preset(name: str) -> Recipe:
+    """The preset called `name`."""
+    if name not in PRESETS:
+        raise AccVideoError(f"there is no recipe {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

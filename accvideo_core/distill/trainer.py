@@ -1,0 +1,254 @@
+"""The training loop. It does not know which objective it runs, nor who watches it.
+
+    run folder:  config.json, metrics.jsonl, checkpoints/<step>.safetensors
+
+All randomness follows from (recipe.seed, step), so a run that was cancelled or killed goes on from
+its last checkpoint with the same bits as if nothing had happened (on CPU).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import AccVideoError
+from ..models.video_model import VideoModel
+from ..monitor import Monitor, Progress, silent
+from ..trajectories.store import TrajectoryDataset
+from .adversarial import build_adversarial, generate
+from .batch import KeyBatch, KeyStates
+from .checkpoint import last_step, load_checkpoint, save_checkpoint
+from .metrics import METRICS_FILE, append_metrics, read_metrics
+from .objective import Objective
+from .optimiser import Average, Role, lr_factor
+from .recipes import Recipe
+from .run import open_run
+from .student import Student, StudentInfo, shared_copy
+from .trajectory import TrajectoryGuidance
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished student, and the loss of every update from the run's first to its last."""
+
+    student: Student
+    metrics_file: Path
+    losses: list[float]
+
+
+def distill(
+    teacher: VideoModel,
+    dataset: TrajectoryDataset,
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    start: Student | None = None,
+    monitor: Monitor = silent,
+) -> TrainResult:
+    """Train a student on `dataset` as `recipe` says, or go on where a run in `run_dir` stopped.
+
+    Args:
+        teacher: frozen; it recorded the dataset.
+        run_dir: made when missing. The same folder with the same settings resumes.
+        start: trained further instead of a fresh student; it stays as it is, a clone is trained.
+        monitor: called after every update with the stage "distill". When it raises, a checkpoint
+            is written and the exception goes on to the caller.
+
+    Raises:
+        AccVideoError: dataset, recipe, start and folder do not fit each other, or the loss is NaN.
+    """
+    # ComfyUI runs nodes in inference mode, where nothing can be trained.
+    with torch.inference_mode(False), torch.enable_grad():
+        _check_teacher(teacher, dataset, start)
+        states = KeyStates(dataset, recipe.times(dataset.info.time_grid))
+        open_run(run_dir, recipe, dataset, states.ids, start)
+        run = _Run(teacher, states, recipe, run_dir, start)
+        run.resume()
+        run.train(monitor)
+        metrics_file = run_dir / METRICS_FILE
+        losses = [row["loss"] for row in read_metrics(metrics_file)]
+        return TrainResult(run.finished(), metrics_file, losses)
+
+
+class _Run:
+    """What a run holds in memory. `step` counts the updates done."""
+
+    def __init__(
+        self,
+        teacher: VideoModel,
+        states: KeyStates,
+        recipe: Recipe,
+        folder: Path,
+        start: Student | None,
+    ) -> None:
+        self.states, self.recipe, self.folder = states, recipe, folder
+        self.step = 0
+        self.device = teacher.device
+        self.student = _student(teacher, states, recipe, start)
+        self.trained_before = self.student.info.steps_trained
+        student = Role(self.student.trainable(), recipe.lr, recipe.betas, recipe)
+        self.roles = {"student": student}
+        self.objective: Objective = TrajectoryGuidance()
+        self.preview_batch = states.batch(1, recipe.seed, "preview", self.device)
+        if recipe.gradient_checkpointing:
+            _checkpoint_activations(self.student.model)
+            teacher = replace(teacher, module=shared_copy(teacher.module))
+            _checkpoint_activations(teacher)
+        if recipe.adversarial:
+            adversarial = build_adversarial(recipe, teacher, self.preview_batch)
+            heads, head_lr = dict(adversarial.heads.named_parameters()), recipe.head_lr or recipe.lr
+            self.roles["heads"] = Role(heads, head_lr, recipe.head_betas, recipe)
+            self.objective = adversarial
+        self.average = None if recipe.ema is None else Average(student, recipe.ema)
+
+    def resume(self) -> None:
+        """Take over the last checkpoint, if there is one."""
+        found = load_checkpoint(self.folder)
+        if found is None:
+            return
+        self.step, parts = found
+        for name, role in self.roles.items():
+            role.load_state_dict(parts[name])
+        if self.average is not None:
+            self.average.load(parts["average"])
+        _log.info("run %s goes on after update %d", self.folder.name, self.step)
+
+    def train(self, monitor: Monitor) -> None:
+        """Updates until `train_steps`; checkpoints on the way, at the end and on cancelling."""
+        recipe = self.recipe
+        while self.step < recipe.train_steps:
+            started = time.perf_counter()
+            row = self.update()
+            row["seconds"] = time.perf_counter() - started
+            append_metrics(self.folder / METRICS_FILE, row)
+            if self.step % recipe.checkpoint_every == 0 or self.step == recipe.train_steps:
+                self.save()
+            try:
+                monitor(Progress("distill", self.step, recipe.train_steps, row, self.preview))
+            except BaseException:
+                self.save()
+                raise
+
+    def update(self) -> dict[str, float]:
+        """One optimiser update of every role on the key interval whose turn it is; its figures."""
+        recipe, step = self.recipe, self.step
+        m = recipe.student_steps
+        k = m - 1 - step % m  # Algorithm 1: from noise to data, and again
+        batch = self.states.batch(recipe.batch_size, recipe.seed, step, self.device)
+        figures = self.accumulate(batch, k)
+        norms = {f"{name}_grad_norm": role.clip() for name, role in self.roles.items()}
+        self.check_finite({**figures, **norms}, k)
+        factor = lr_factor(recipe, step)
+        for role in self.roles.values():
+            role.step(factor)
+        if self.average is not None:
+            self.average.update(step)
+        self.step += 1
+        lr = self.roles["student"].lr * factor
+        return {"step": self.step, "k": k, "t": batch.t[k], "lr": lr, **figures, **norms}
+
+    def accumulate(self, batch: KeyBatch, k: int) -> dict[str, float]:
+        """Backpropagate the objective, part by part; the batch's mean figures."""
+        parts = self.recipe.accumulate
+        sums: dict[str, Tensor | float] = {"loss": 0.0}
+        for part in batch.split(parts):
+            for term in self.objective(self.student, part, k):
+                self.roles["heads" if term.trains_heads else "student"].backward(
+                    term.loss * (term.weight / parts)
+                )
+                found = {term.name: term.loss.detach(), **term.figures}
+                if not term.trains_heads:
+                    found["loss"] = term.weight * term.loss.detach()
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0.0) + value / parts
+        return {name: float(value) for name, value in sums.items()}
+
+    def check_finite(self, figures: Mapping[str, float], k: int) -> None:
+        """Stop before a broken gradient reaches the weights."""
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        if not broken:
+            return
+        kept = last_step(self.folder)
+        raise AccVideoError(
+            f"{broken[0]} became {figures[broken[0]]} at update {self.step + 1} (k = {k}); start a "
+            f"new run with a learning rate below {self.recipe.lr:g} or a float32 teacher "
+            f"(this run keeps its checkpoint of update {kept})"
+        )
+
+    def preview(self) -> Tensor:
+        """The student's clean latents [1, C, T, H, W] for one fixed prompt and noise."""
+        with torch.inference_mode(False), torch.no_grad():
+            return generate(self.student, self.preview_batch, 0)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state between two updates."""
+        parts = {name: role.state_dict() for name, role in self.roles.items()}
+        if self.average is not None:
+            parts["average"] = self.average.values
+        save_checkpoint(self.folder, self.step, parts, self.recipe.keep_checkpoints)
+
+    def finished(self) -> Student:
+        """The student, with the averaged weights if the recipe asks for them."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average.values)
+        trained = self.trained_before + self.step
+        self.student.info = replace(self.student.info, steps_trained=trained)
+        return self.student
+
+
+def _student(
+    teacher: VideoModel, states: KeyStates, recipe: Recipe, start: Student | None
+) -> Student:
+    """A fresh student, or a clone of `start`, with what it is about to learn in its info."""
+    known = states.dataset.info
+    info = StudentInfo(
+        family=teacher.family.name,
+        base=teacher.fingerprint,
+        key_times=states.t[::-1],
+        guidance=known.guidance,
+        lora=recipe.lora if start is None else start.info.lora,
+        latent_spec=teacher.latent_spec,
+        frames=known.frames,
+        height=known.height,
+        width=known.width,
+        recipe=recipe.as_dict(),
+        steps_trained=0 if start is None else start.info.steps_trained,
+    )
+    student = Student.create(teacher, info, recipe.seed)
+    if start is not None:
+        student.load_state_dict(start.state_dict())
+    return student
+
+
+def _check_teacher(teacher: VideoModel, dataset: TrajectoryDataset, start: Student | None) -> None:
+    info = dataset.info
+    if info.teacher != teacher.fingerprint:
+        raise AccVideoError(
+            f"dataset {dataset.folder.name!r} was recorded with another teacher "
+            f"({info.teacher_source}, {info.teacher}) than this one ({teacher.source}, "
+            f"{teacher.fingerprint}); load that teacher, or record with this one"
+        )
+    if start is not None and start.info.base != teacher.fingerprint:
+        raise AccVideoError(
+            f"the student to start from was trained on another teacher ({start.info.base}) than "
+            f"this one ({teacher.source}, {teacher.fingerprint}); load its own teacher"
+        )
+
+
+def _checkpoint_activations(model: VideoModel) -> None:
+    enable = getattr(model.module, "enable_gradient_checkpointing", None)
+    if enable is None:
+        raise AccVideoError(
+            f"networks of class {type(model.module).__name__} cannot recompute activations; "
+            "set recipe.gradient_checkpointing to False"
+        )
+    enable()

@@ -1,0 +1,83 @@
+"""Recipes: validation, presets, JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from accvideo_core.distill.recipes import PRESETS, Recipe, preset
+from accvideo_core.distill.student import LoraSpec
+from accvideo_core.errors import AccVideoError
+from accvideo_core.flow import time_grid
+
+
+@pytest.mark.parametrize("recipe", PRESETS.values(), ids=PRESETS.keys())
+def test_presets_survive_json(recipe: Recipe) -> None:
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+    assert PRESETS[recipe.name] is recipe
+
+
+def test_everything_survives_json() -> None:
+    recipe = Recipe(
+        student_steps=2,
+        key_times=(1.0, 0.75, 0.0),
+        lora=LoraSpec(rank=4, alpha=2.0, targets=("to_q",)),
+        feature_blocks=(1, 3),
+        ema=0.9,
+        clean_time_shift=12.0,
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+def test_the_papers_numbers() -> None:
+    paper = preset("paper")
+    published = (paper.lr, paper.head_lr or paper.lr, paper.batch_size, paper.train_steps)
+    assert published == (5e-6, 5e-6, 32, 1200)
+    assert (paper.student_steps, paper.adv_weight, paper.adversarial) == (5, 0.1, True)
+    times = paper.times(time_grid(50, shift=7.0))
+    assert [round(t, 6) for t in times] == [1.0, 0.965517, 0.913043, 0.823529, 0.636364, 0.0]
+
+
+def test_chosen_key_times_win_over_the_grid() -> None:
+    recipe = Recipe(student_steps=1, key_times=(0.9, 0.1))
+    assert recipe.times(time_grid(50)) == (0.9, 0.1)
+    with pytest.raises(AccVideoError, match="3 student steps do not divide the 50"):
+        Recipe(student_steps=3).times(time_grid(50))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student_steps": 0}, "recipe.student_steps is 0; it must be at least 1"),
+        ({"train_steps": 0}, "recipe.train_steps is 0"),
+        ({"lr": 0.0}, "recipe.lr is 0.0; it must be positive"),
+        ({"lr": float("nan")}, "recipe.lr is nan"),
+        ({"head_lr": -1.0}, "recipe.head_lr is -1.0"),
+        ({"clip": 0.0}, "recipe.clip is 0.0"),
+        ({"ema": 1.0}, "recipe.ema is 1.0; it must be at least 0 and below 1"),
+        ({"adv_weight": -0.1}, "recipe.adv_weight is -0.1"),
+        ({"weight_decay": float("nan")}, "recipe.weight_decay is nan"),
+        ({"betas": (0.9, 1.0)}, r"recipe.betas is \(0.9, 1.0\)"),
+        ({"gan_loss": "wasserstein"}, "'wasserstein'; choose one of logistic, hinge"),
+        ({"schedule": "step"}, "'step'; choose one of constant, cosine, linear"),
+        ({"batch_size": 6, "accumulate": 4}, "does not divide recipe.batch_size 6"),
+        ({"key_times": (1.0, 0.0)}, "holds 2 times; 5 student steps need 6"),
+        ({"key_times": (0.0, 1.0), "student_steps": 1}, "must fall strictly"),
+        ({"keep_checkpoints": 0}, "recipe.keep_checkpoints is 0"),
+        ({"clean_time_shift": 0.0}, "recipe.clean_time_shift is 0.0"),
+        ({"feature_blocks": ()}, "recipe.feature_blocks is empty"),
+    ],
+)
+def test_values_out_of_range_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(AccVideoError, match=message):
+        replace(Recipe(), **change)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(AccVideoError, match="no field 'learning_rate'; its fields are name,"):
+        Recipe.from_dict({"learning_rate": 1.0})
+    with pytest.raises(AccVideoError, match="no recipe 'fast'; choose one of paper,"):
+        preset("fast")
