@@ -71,7 +71,7 @@ def compare(
     grammar and clips have its size; the report's notes say so when they are not.
 
     Args:
-        prompts: what to show, each `samples_per_prompt` times.
+        prompts: what to show, each `samples_per_prompt` times; one that is given twice counts once.
         seed: the noise is `seeded_noise(shape, seed, prompt.id, sample)`.
         batch_size: clips that are sampled and decoded at once.
         monitor: called every sampling step, stage "compare <name>"; may raise.
@@ -79,6 +79,7 @@ def compare(
         plan: size of the clips; None takes a student's own, or the procedural world's.
         shown: prompts whose first clip is kept for pictures.
     """
+    prompts = list({prompt.id: prompt for prompt in prompts}.values())
     _check(contenders, prompts, samples_per_prompt, batch_size)
     judge = Judge.of_world([prompt.text for prompt in prompts], samples_per_prompt, seed)
     plan = plan or _default_plan(contenders, judge)
@@ -89,7 +90,7 @@ def compare(
             "the prompts or the size are not of the embedded teacher's procedural world, "
             "so there is no prompt accuracy and no Frechet distance"
         )
-    bench = _Bench(teacher, list(prompts), samples_per_prompt, seed, batch_size, plan, judge, shown)
+    bench = _Bench(teacher, prompts, samples_per_prompt, seed, batch_size, plan, judge, shown)
     line_up = _with_reference(teacher, contenders)
     measured = [bench.measure(contender, monitor) for contender in line_up]
     real = bench.measure_real(monitor) if judge else []

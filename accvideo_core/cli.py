@@ -1,0 +1,226 @@
+"""The terminal's way in: accvideo record | distill | tune | sample | export | inspect | compare.
+
+This file holds the arguments and what all commands share; `commands.py` does the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import AccVideoError
+from .monitor import Cancelled
+
+_DESCRIPTION = """\
+Turn a video diffusion model (a diffusers folder) into a student that needs 1 to 8 steps.
+Without --teacher every command works on the tiny embedded HunyuanVideo."""
+
+_LINE = """\
+the whole line, on the embedded teacher:
+  accvideo record   clips --world 256 --samples 2
+  accvideo distill  clips runs/traj --recipe tiny-trajectory-2
+  accvideo tune     clips runs/adv --student runs/traj/student.safetensors
+  accvideo sample   out --student runs/adv/student.safetensors --world 4
+  accvideo compare  report --student runs/adv/student.safetensors --world 64
+or all of it with  accvideo demo build/demo"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when done, 2 for a user's error, 130 when cancelled."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        args.work(args)
+    except AccVideoError as error:
+        print(f"accvideo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (Cancelled, KeyboardInterrupt):
+        print("\ncancelled; run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import commands
+
+    parser = argparse.ArgumentParser(
+        prog="accvideo",
+        description=_DESCRIPTION,
+        epilog=_LINE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"accvideo {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, work: object, text: str, example: str) -> argparse.ArgumentParser:
+        one = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  accvideo {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.set_defaults(work=work)
+        return one
+
+    _record(add("record", commands.record, "record a teacher's trajectories into a dataset folder",
+                "clips --world 256 --samples 2 --batch 16"))  # fmt: skip
+    _distill(add("distill", commands.distill, "train a student on a dataset",
+                 "clips runs/traj --recipe tiny-trajectory-2 --set train_steps=200"))  # fmt: skip
+    _tune(add("tune", commands.tune, "train a student further, adversarially by default",
+              "clips runs/adv --student runs/traj/student.safetensors"))  # fmt: skip
+    _sample(add("sample", commands.sample, "sample videos from a student or from the teacher",
+                "out --student student.safetensors --prompt "
+                '"a red circle moving left on a plain background"'))  # fmt: skip
+    _export(add("export", commands.export, "write a run's last checkpoint as a student file",
+                "runs/traj student.safetensors --dataset clips"))  # fmt: skip
+    _inspect(add("inspect", commands.inspect, "say what a folder or file is",
+                 "runs/traj/student.safetensors"))  # fmt: skip
+    _compare(add("compare", commands.compare, "measure students against their teacher",
+                 "report --student fast=student.safetensors --world 128"))  # fmt: skip
+    _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
+              "build/demo --trajectories 256"))  # fmt: skip
+    return parser
+
+
+def _record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="dataset folder; recording goes on if it exists")
+    _teacher(parser)
+    _prompts(parser)
+    _size(parser)
+    parser.add_argument("--samples", type=int, default=1, help="samples per prompt (1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    parser.add_argument("--steps", type=int, help="teacher steps (the family's official number)")
+    parser.add_argument(
+        "--keep",
+        default="10",
+        help='which states to keep: m for every n/m-th, or indices like "0,25,50" (10)',
+    )
+    parser.add_argument("--store", default="bfloat16", help="dtype on disk (bfloat16)")
+    parser.add_argument("--guidance", type=float, help="embedded guidance (the family's)")
+    parser.add_argument("--batch", type=int, default=8, help="records at once (8)")
+
+
+def _distill(parser: argparse.ArgumentParser) -> None:
+    _training(parser, "tiny-trajectory")
+    parser.add_argument("--student", type=Path, help="student file to start from (the teacher)")
+
+
+def _tune(parser: argparse.ArgumentParser) -> None:
+    _training(parser, "tiny-adversarial")
+    parser.add_argument("--student", type=Path, required=True, help="student file to start from")
+
+
+def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
+    from .distill.recipes import PRESETS
+
+    parser.add_argument("dataset", type=Path, help="dataset folder that `record` made")
+    parser.add_argument("run", type=Path, help="run folder; training goes on if it exists")
+    _teacher(parser)
+    parser.add_argument(
+        "--recipe", default=recipe, help=f"one of {', '.join(PRESETS)} ({recipe})"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe, such as lr=1e-4 or lora.rank=16 or lora=null",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="student file to write (RUN/student.safetensors)"
+    )
+
+
+def _sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder for the MP4s")
+    _teacher(parser)
+    _prompts(parser)
+    _size(parser)
+    parser.add_argument("--student", type=Path, help="student file; its own key times are used")
+    parser.add_argument("--steps", type=int, help="steps of the teacher's grid, without --student")
+    parser.add_argument("--samples", type=int, default=1, help="samples per prompt (1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the noise (1)")
+    parser.add_argument("--batch", type=int, default=8, help="clips at once (8)")
+    parser.add_argument("--fps", type=float, default=8, help="frames per second (8)")
+    parser.add_argument("--upscale", type=int, help="enlarge pixels (small clips, to 128 pixels)")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder, finished or not")
+    parser.add_argument("out", type=Path, help="student file to write (.safetensors)")
+    parser.add_argument("--dataset", type=Path, required=True, help="the run's dataset folder")
+    _teacher(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="dataset, run, teacher folder or student file")
+    parser.add_argument("--verify", action="store_true", help="read everything and check it")
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder for report, table, pictures and MP4s")
+    _teacher(parser)
+    _prompts(parser)
+    _size(parser)
+    parser.add_argument(
+        "--student",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="student file, with a name for the table; may be given more than once",
+    )
+    parser.add_argument(
+        "--steps", default="", help='more teacher steps to show, such as "10,4" (the students\')'
+    )
+    parser.add_argument("--samples", type=int, default=2, help="samples per prompt (2)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the noise, not the dataset's (1)"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="clips at once (16)")
+    parser.add_argument("--real", type=int, default=1024, help="real clips to measure against")
+    parser.add_argument("--fps", type=float, default=8, help="frames per second (8)")
+    parser.add_argument(
+        "--curves", type=Path, action="append", default=[], help="run folder whose losses to draw"
+    )
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder for everything")
+    parser.add_argument("--trajectories", type=int, default=256, help="to record (256)")
+    parser.add_argument("--updates", type=int, default=200, help="of each training stage (200)")
+    parser.add_argument("--clips", type=int, default=64, help="prompts to compare on (64)")
+    _machine(parser)
+
+
+def _teacher(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--teacher", type=Path, help="diffusers pipeline folder (the tiny embedded HunyuanVideo)"
+    )
+    _machine(parser)
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
+    parser.add_argument("--dtype", help="of the network (bfloat16 on cuda, float32 on cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
+
+
+def _prompts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompts (at least one of them)")
+    group.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
+    group.add_argument("--prompts", type=Path, help="text file with a prompt a line")
+    group.add_argument(
+        "--world", type=int, default=0, metavar="N", help="N of the embedded teacher (to 378)"
+    )
+
+
+def _size(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("size of the clips (the student's or embedded teacher's)")
+    group.add_argument("--frames", type=int, help="number of frames")
+    group.add_argument("--height", type=int, help="pixels")
+    group.add_argument("--width", type=int, help="pixels")
