@@ -26,7 +26,7 @@ from scripts.comfyui.client import (
 from scripts.comfyui.server import ROOT, ComfyServer
 
 SMOKE: Prompt = json.loads((ROOT / "workflows" / "api" / "smoke_line.json").read_text())
-TEACHER, RECORD, DISTILL, TUNE, SAVE, SAMPLE, COMPARE = "1", "4", "5", "6", "7", "12", "17"
+RECORD, DISTILL, TUNE, SAVE, COMPARE = "4", "5", "6", "7", "17"
 RECORDS = 8
 EVERYWHERE = (
     "..",
@@ -117,7 +117,7 @@ def test_nodes_show_their_results(first_run: Result, comfy_client: ComfyClient) 
     assert names == ["contact_sheet.png", "loss_curves.png"]
     assert comfy_client.view(shown["images"][0]).startswith(b"\x89PNG")
     assert "student@5" in shown["text"][0]
-    (video,) = first_run.outputs["16"]["images"]
+    (video,) = first_run.outputs["14"]["images"]
     assert video["filename"].endswith(".mp4")
 
 

@@ -1,4 +1,4 @@
-"""The workflow files: the UI form is what the API form says, laid out so that a person can read it."""
+"""The workflow files: the UI form is what the API form says, laid out to be read by a person."""
 
 from __future__ import annotations
 
