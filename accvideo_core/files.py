@@ -89,8 +89,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` whole or not at all."""
-    with replacing(path) as temp:
-        temp.write_bytes(data)
+    with replacing(path) as temp, open(temp, "wb") as file:
+        file.write(data)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -196,6 +196,10 @@ class _Tally:
     computed: float = 0.0
     preview: Preview | None = None
     start: float = field(default_factory=time.perf_counter)
+    records_total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.records_total = sum(len(batch.prompt_ids) for batch in self.batches)
 
     def step(self, batch: Batch, step: int, preview: Preview) -> None:
         """Count a teacher step of a batch; the last one is reported once its records are stored."""
@@ -215,7 +219,7 @@ class _Tally:
         elapsed = time.perf_counter() - self.start
         metrics = {
             "records_done": self.records_done,
-            "records_total": sum(len(batch.prompt_ids) for batch in self.batches),
+            "records_total": self.records_total,
             "seconds_per_record": elapsed / computed if computed else 0.0,
         }
         done, total = self.batches_done * self.steps + step, len(self.batches) * self.steps

@@ -10,6 +10,7 @@ Each ends with one line that says what was seen, or with a failed assertion.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import random
 import resource
@@ -18,13 +19,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch  # noqa: E402
 
+from accvideo_core import files  # noqa: E402
 from accvideo_core.errors import AccVideoError  # noqa: E402
-from accvideo_core.files import remove_leftovers  # noqa: E402
 from accvideo_core.trajectories import RecordSpec, TrajectoryDataset, record  # noqa: E402
 from tests.analytic import gaussian_model, prompts  # noqa: E402
 
@@ -35,6 +37,21 @@ def work(folder: Path, samples: int = 2) -> TrajectoryDataset:
     """Record the dataset that every scenario is about: 20 prompts, batches of 3 with a rest."""
     spec = RecordSpec(5, 32, 32, samples, seed=1, steps=4, kept=4, batch_size=3)
     return record(gaussian_model(), prompts(PROMPTS, offsets=True), spec, folder)
+
+
+class SlowFile(io.FileIO):
+    """Writes in two halves with a pause between, so that a kill finds files half written."""
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        half = super().write(view[: len(view) // 2])
+        time.sleep(0.003)
+        return half + super().write(view[half:])
+
+
+def slow_open(path: Path, mode: str, **_options: Any) -> Any:
+    """`open`, with a SlowFile for what is written."""
+    return open(path, mode) if mode.startswith("r") else SlowFile(path, mode.replace("b", ""))
 
 
 def start(task: Callable[[], object]) -> int:
@@ -52,12 +69,13 @@ def start(task: Callable[[], object]) -> int:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file but the temporary ones, by name."""
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 def kill(folder: Path, times: int, seed: int) -> str:
     """Kill a recorder at random moments; what exists is whole, grows, and ends as one go would."""
+    vars(files)["open"] = slow_open
     chance = random.Random(seed)
     begun = time.perf_counter()
     whole = snapshot(work(folder / "whole").folder)
@@ -83,7 +101,7 @@ def kill(folder: Path, times: int, seed: int) -> str:
     work(torn)
     assert snapshot(torn) == whole, "interrupted and uninterrupted recordings differ"
     leftovers = len(list(torn.rglob(".*.tmp")))
-    remove_leftovers(torn, older_than=-1)
+    files.remove_leftovers(torn, older_than=-1)
     assert not list(torn.rglob(".*.tmp"))
     return f"killed {killed} times, {lost} records removed, {leftovers} temporary files, same bytes"
 
