@@ -58,16 +58,16 @@ class Progress:
             self.written = now
 
     def line(self, now: float) -> str:
-        """`title  step/total  text  ETA`, as far as the node told."""
-        parts = [self._title()]
-        if self.total:
-            parts.append(f"{self.value:.0f}/{self.total:.0f}")
+        """The title with the node's own text, or with steps and ETA where it tells no more."""
         if self.text:
-            parts.append(self.text)
-        if self.total and 0 < self.value < self.total:
+            return f"{self._title()}  {self.text}"
+        if not self.total:
+            return self._title()
+        line = f"{self._title()}  {self.value:.0f}/{self.total:.0f}"
+        if 0 < self.value < self.total:
             left = (self.total - self.value) * (now - self.started) / self.value
-            parts.append(f"ETA {duration(left)}")
-        return "  ".join(parts)
+            line += f"  ETA {duration(left)}"
+        return line
 
     def finish(self) -> None:
         """Close the running node's line."""
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 def collect(output: Path, since: float, out: Path) -> list[Path]:
     """Copy every comparison written since the time `since` into `out`; returns the copies.
 
-    A comparison is a folder of `output/accvideo` with a report.json (and its table.txt). One goes straight into `out`,
+    A comparison is a folder of `output/accvideo` with a report.json. One goes straight into `out`,
     several into a folder each. What stood in `out` before is removed.
     """
     reports = sorted((output / "accvideo").glob("*/report.json"))

@@ -35,13 +35,13 @@ def test_progress_names_node_steps_and_text() -> None:
     progress = Progress(PROMPT, stream)
     progress(Event("1"))
     progress(Event("1", value=30, total=120))
-    progress(Event("1", text="step 30/120, loss 0.031"))
-    line = progress.line(progress.started + 10)
-    assert line == "Distil  30/120  step 30/120, loss 0.031  ETA 30 s"
+    assert progress.line(progress.started + 10) == "Distil  30/120  ETA 30 s"
+    progress(Event("1", text="distill 30/120, loss 0.031, 30 s left"))
+    assert progress.line(0) == "Distil  distill 30/120, loss 0.031, 30 s left"
     progress(Event("2"))
     progress.finish()
     written = stream.getvalue()
-    assert "Distil: done in 0 s  step 30/120, loss 0.031" in written
+    assert "Distil: done in 0 s  distill 30/120, loss 0.031, 30 s left" in written
     assert "AccVideoCompare: done" in written
 
 
