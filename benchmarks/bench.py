@@ -258,6 +258,7 @@ sys.argv = ["main.py"]
 from comfy.cli_args import args
 args.cpu = True
 import folder_paths, torch
+import comfy.model_management, comfy.utils, nodes
 from comfy_api.latest import io
 from torch.utils._python_dispatch import TorchDispatchMode
 

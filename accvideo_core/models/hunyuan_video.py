@@ -30,7 +30,7 @@ def _latent_spec(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Late
     )
 
 
-def _forward(module: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
     """v [B, C, T, H, W]; time and guidance enter the network's sinusoids in float32."""
     if cond.pooled is None:
         raise AccVideoError(
@@ -38,7 +38,7 @@ def _forward(module: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tens
             "encode it with HunyuanVideo's own text encoders (Llama and CLIP-L)"
         )
     guidance = None
-    if module.config.guidance_embeds:  # pyright: ignore
+    if module.config.guidance_embeds:
         scale = cond.guidance if cond.guidance is not None else torch.tensor(GUIDANCE)
         guidance = scale.to(t).expand_as(t) * TIMESTEPS
     return module(
@@ -52,17 +52,17 @@ def _forward(module: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tens
     )[0]
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    return [*module.transformer_blocks, *module.single_transformer_blocks]  # pyright: ignore
+def _blocks(module: Any) -> list[nn.Module]:
+    return [*module.transformer_blocks, *module.single_transformer_blocks]
 
 
-def _tail(module: nn.Module) -> nn.Module:
-    return module.norm_out  # pyright: ignore
+def _tail(module: Any) -> nn.Module:
+    return module.norm_out
 
 
-def _tokens(module: nn.Module, output: Any, shape: tuple[int, ...]) -> Tensor:
+def _tokens(module: Any, output: Any, shape: tuple[int, ...]) -> Tensor:
     """Both kinds of block return (video tokens [B, T*h*w, D], text tokens)."""
-    config = module.config  # pyright: ignore
+    config = module.config
     frames, height, width = shape[2:]
     grid = (frames // config.patch_size_t, height // config.patch_size, width // config.patch_size)
     return output[0].unflatten(1, grid)
