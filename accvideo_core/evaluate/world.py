@@ -100,7 +100,6 @@ def prompt(spec: ClipSpec) -> str:
     return f"a {spec.colour} {spec.shape} {spec.motion} on a {spec.background} background"
 
 
-
 def all_specs() -> list[ClipSpec]:
     """All 378 clips that the grammar can name, in a fixed order."""
     return [ClipSpec(*values) for values in product(*ATTRIBUTES.values())]

@@ -73,6 +73,8 @@ def save(pipeline: HunyuanVideoPipeline, folder: Path) -> int:
         config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if text is not None:
         (beside / "README.md").write_text(text, encoding="utf-8")
+    for file in beside.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(beside, folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -42,9 +42,7 @@ class Codec:
     def decode(self, latents: Tensor) -> Tensor:
         """The inverse of ``encode`` within the span of the components, unclamped."""
         blocks = rearrange(latents, "b c f h w -> b f h w c") @ self.synthesis + self.mean
-        video = rearrange(
-            blocks, "b f h w (c t y x) -> b c (f t) (h y) (w x)", c=3, t=4, y=4, x=4
-        )
+        video = rearrange(blocks, "b f h w (c t y x) -> b c (f t) (h y) (w x)", c=3, t=4, y=4, x=4)
         first = video[:, :, :4].mean(2, keepdim=True)
         return torch.cat([first, video[:, :, 4:]], dim=2)
 

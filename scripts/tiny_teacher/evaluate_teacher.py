@@ -115,7 +115,7 @@ def measure(
     row["sharpness"] = metrics.edge_sharpness(frames).mean().item()
     row["detail"] = metrics.detail_contrast(frames).mean().item()
     row["mosaic_contrast"] = mosaic_contrast(clips.video, wanted)
-    row["motion"] = metrics.motion_energy(frames).mean().item()
+    row["motion_energy"] = metrics.motion_energy(frames).mean().item()
     row["seconds"] = clips.seconds
     return {name: round(value, 4) for name, value in row.items()}
 

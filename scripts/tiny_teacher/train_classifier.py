@@ -128,6 +128,7 @@ def main() -> None:
         for name, value in model.state_dict().items()
     }
     save_file(tensors, classifier_path())
+    classifier_path().chmod(0o644)
     log.info("clean accuracy, degradation error: %s", measure(model, 2048, options.seed + 1))
 
 

@@ -16,9 +16,7 @@ import copy
 import json
 import logging
 import os
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 import codec as codecs
 from accvideo_core.evaluate import world
 from accvideo_core.models import tiny
+from checkpoint import Checkpoint
 from optim import Muon, average_gradients, trapezoid
 
 WORK = Path("build/tiny_teacher")
@@ -97,36 +96,16 @@ def optimisers(model: nn.Module) -> tuple[Muon, torch.optim.AdamW]:
     )
 
 
-class Run:
-    """Networks, optimisers and step of a run, with its checkpoint file."""
+class Run(Checkpoint):
+    """Networks and optimisers of a run, continued from its file where there is one."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.path = folder / "dit.pt"
+    def __init__(self, seed: int, path: Path) -> None:
         self.model = tiny.transformer()
         initialise(self.model, seed)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model)
-        self.step = 0
-        self.seconds = 0.0
-        if self.path.exists():
-            self._load()
-
-    def _parts(self) -> dict[str, Any]:
         muon, adam = self.optimisers
-        return {"model": self.model, "ema": self.ema, "muon": muon, "adam": adam}
-
-    def save(self) -> None:
-        state: dict[str, Any] = {k: part.state_dict() for k, part in self._parts().items()}
-        state |= {"step": self.step, "seconds": self.seconds}
-        beside = self.path.with_suffix(".tmp")
-        torch.save(state, beside)
-        os.replace(beside, self.path)
-
-    def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step, self.seconds = state["step"], state["seconds"]
+        super().__init__(path, {"model": self.model, "ema": self.ema, "muon": muon, "adam": adam})
 
     def set_rate(self, factor: float) -> None:
         for optimiser, rate in zip(self.optimisers, (MUON_LR, ADAM_LR), strict=True):
@@ -134,7 +113,12 @@ class Run:
                 group["lr"] = rate * factor
 
     @torch.no_grad()
-    def update_ema(self) -> None:
+    def update(self) -> None:
+        """One optimiser step, then the moving average of the weights."""
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.advance()
         decay = min(EMA, (1 + self.step) / (10 + self.step))
         old, new = list(self.ema.parameters()), list(self.model.parameters())
         torch._foreach_lerp_(old, new, 1 - decay)
@@ -143,11 +127,10 @@ class Run:
 def train(options: argparse.Namespace, rank: int, ranks: int) -> None:
     codec = codecs.load_or_fit(WORK / "codec.safetensors")
     prompts = PromptTable()
-    run = Run(options.seed, WORK)
+    run = Run(options.seed, WORK / "dit.pt")
     parameters = list(run.model.parameters())
     forward = torch.compile(run.model, dynamic=False) if options.compile else run.model
-    started, window, saved = time.monotonic(), [], time.monotonic()
-    before = run.seconds
+    window: list[float] = []
     while run.step < options.steps:
         run.set_rate(trapezoid(run.step, options.steps))
         seed = (options.seed * 1_000_003 + run.step) * ranks + rank
@@ -159,19 +142,15 @@ def train(options: argparse.Namespace, rank: int, ranks: int) -> None:
         loss.backward()
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser in run.optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        run.step += 1
-        run.update_ema()
-        run.seconds = before + time.monotonic() - started
+        run.update()
         window.append(loss.item())
         if rank == 0 and run.step % 50 == 0:
             report(run, window)
             window = []
-        if rank == 0 and (time.monotonic() - saved > 180 or run.step == options.steps):
-            run.save()
-            saved = time.monotonic()
+        if rank == 0:
+            run.save_now_and_then()
+    if rank == 0:
+        run.save()
 
 
 def report(run: Run, losses: list[float]) -> None:

@@ -94,9 +94,7 @@ def train(options: argparse.Namespace) -> None:
     matrices = [p for p in modules.parameters() if p.ndim > 1]
     rest = [p for p in modules.parameters() if p.ndim == 1]
     muon, adam = Muon(matrices, MUON_LR), torch.optim.AdamW(rest, ADAM_LR, weight_decay=0.0)
-    run = Checkpoint(
-        WORK / f"{options.part}.pt", {"modules": modules, "muon": muon, "adam": adam}
-    )
+    run = Checkpoint(WORK / f"{options.part}.pt", {"modules": modules, "muon": muon, "adam": adam})
     window: list[float] = []
     while run.step < options.steps:
         factor = trapezoid(run.step, options.steps, warmup=30, decay=0.4)
