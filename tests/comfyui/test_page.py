@@ -49,5 +49,5 @@ def test_page_names_a_missing_node(page: Any) -> None:
 
 def test_fast_workflow_runs_from_the_page(page: Any) -> None:
     page.drop(FAST)
-    page.run(timeout=300)
+    page.run(timeout=600)
     assert page.screenshot(PICTURES / "ran.png").is_file()
