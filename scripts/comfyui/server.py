@@ -105,11 +105,16 @@ class ComfyServer:
         process, self._process = self._process, None
         if process is None:
             return
-        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        # ComfyUI closes its doors at once, yet its process often lingers: no need to wait for it.
+        for signal_number, patience in (
+            (signal.SIGINT, 4),
+            (signal.SIGTERM, 10),
+            (signal.SIGKILL, 60),
+        ):
             if process.poll() is None:
                 process.send_signal(signal_number)
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=patience)
                 return
             except subprocess.TimeoutExpired:
                 continue
