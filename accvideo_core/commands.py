@@ -228,10 +228,14 @@ def _train(
 
 def _teacher(args: Namespace) -> Teacher:
     import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from .models.loading import load_teacher
     from .models.tiny import embedded_teacher_path
 
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # the terminal has one progress line, ours
     if args.threads:
         torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
