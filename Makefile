@@ -36,7 +36,7 @@ comfyui: setup
 setup: $(SERVER)
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv build/comfyui build/demo build/page
 
 $(STAMPS)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10-3.13 with venv was found: install one \
