@@ -178,7 +178,7 @@ class AccVideoLoadDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str) -> str:
-        return paths.fingerprint(paths.existing_dataset(dataset) / "dataset.json")
+        return paths.dataset_fingerprint(dataset)
 
     @classmethod
     def execute(cls, dataset: str) -> io.NodeOutput:

@@ -128,12 +128,15 @@ def complaint(resolve: Callable[[str], Path], name: str | None) -> bool | str:
     return True
 
 
-def fingerprint(path: Path) -> str:
-    """For `fingerprint_inputs`: changes when the file does."""
-    if not path.is_file():
-        return f"{path} is missing"
-    status = path.stat()
-    return f"{path} {status.st_mtime_ns} {status.st_size}"
+def fingerprint(*files: Path) -> str:
+    """For `fingerprint_inputs`: changes when a file or a folder's list of files does."""
+    return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in files if path.exists())
+
+
+def dataset_fingerprint(name: str) -> str:
+    """For `fingerprint_inputs`: changes when records are added to the dataset or removed."""
+    folder = existing_dataset(name)
+    return fingerprint(folder / "dataset.json", *sorted((folder / "records").glob("??")))
 
 
 def note_recorded(name: str) -> None:
