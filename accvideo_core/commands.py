@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,21 +51,25 @@ def record(args: Namespace) -> None:
 
 def distill(args: Namespace) -> None:
     """Train a student, from the teacher or from a student."""
+    from .distill.recipes import preset
     from .export import load_student
 
+    recipe = changed_recipe(preset(args.recipe), args.set)
     teacher, dataset = _teacher(args), _dataset(args)
     start = None if args.student is None else load_student(args.student, teacher.model)
-    _train(args, teacher, dataset, _recipe(args), start)
+    _train(args, teacher, dataset, recipe, start)
 
 
 def tune(args: Namespace) -> None:
     """Train a student further, on its own key times."""
+    from .distill.recipes import preset
     from .export import load_student
 
+    recipe = changed_recipe(preset(args.recipe), args.set)
     teacher, dataset = _teacher(args), _dataset(args)
     start = load_student(args.student, teacher.model)
     times = start.key_times
-    recipe = replace(_recipe(args), student_steps=len(times) - 1, key_times=times)
+    recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
     _train(args, teacher, dataset, recipe, start)
 
 
@@ -263,25 +268,28 @@ def _dataset(args: Namespace) -> TrajectoryDataset:
     return TrajectoryDataset.open(args.dataset)
 
 
-def _recipe(args: Namespace) -> Recipe:
-    """The preset with the --set fields changed; "lora.rank=16" changes a field of a field."""
-    from .distill.recipes import Recipe, preset
+def changed_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """`recipe` with "lr=1e-4" or "lora.rank=16" or "lora=null" changed.
 
-    data: dict[str, Any] = preset(args.recipe).as_dict()
-    for text in args.set:
+    Raises:
+        AccVideoError: no such field, or a value that does not fit it.
+    """
+    from .distill.recipes import Recipe
+
+    data: dict[str, Any] = recipe.as_dict()
+    for text in changes:
         name, equals, value = text.partition("=")
         if not equals:
-            raise AccVideoError(f"--set {text!r} has no value; write it like --set lr=1e-4")
-        inner, *rest = name.split(".", 1)
-        target, key = (data, name) if not rest else (data.get(inner), rest[0])
+            raise AccVideoError(f"{text!r} has no value; write it like lr=1e-4")
+        outer, _, inner = name.partition(".")
+        target, key = (data.get(outer), inner) if inner else (data, name)
         if not isinstance(target, dict):
-            raise AccVideoError(f"recipe has no field {name!r}; write it like --set lora.rank=16")
+            raise AccVideoError(f"recipe has no field {name!r}; write it like lora.rank=16")
         target[key] = _value(value)
     try:
         return Recipe.from_dict(data)
     except TypeError as error:
-        changes = " ".join(args.set)
-        raise AccVideoError(f"--set {changes} does not fit the recipe ({error})") from error
+        raise AccVideoError(f"{' '.join(changes)} does not fit the recipe ({error})") from error
 
 
 def _value(text: str) -> Any:

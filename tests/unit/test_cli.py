@@ -17,9 +17,10 @@ import pytest
 import tiny
 import torch
 
-from accvideo_core import commands
 from accvideo_core.cli import main
+from accvideo_core.commands import changed_recipe
 from accvideo_core.conditioning import Prompt
+from accvideo_core.distill.recipes import PRESETS
 from accvideo_core.errors import AccVideoError
 from accvideo_core.export import load_student, read_student_info
 from accvideo_core.inspection import describe
@@ -200,7 +201,7 @@ def test_inspect_verify_finds_a_flipped_byte(capsys):
         (["record", "d", *SIZE, "--prompt", "x", "--dtype", "int8"], "--dtype int8 is unknown"),
         (["distill", "none", "r"], "none is no trajectory dataset"),
         (["distill", "clips", "r", "--recipe", "best"], "no recipe 'best'; choose one of"),
-        (["distill", "clips", "r", "--set", "lr"], "--set 'lr' has no value"),
+        (["distill", "clips", "r", "--set", "lr"], "'lr' has no value"),
         (["distill", "clips", "r", "--set", "speed=1"], "recipe has no field 'speed'"),
         (["distill", "clips", "r", "--set", "lr.x=1"], "recipe has no field 'lr.x'"),
         (["distill", "clips", "r", "--set", "lr=fast"], "does not fit the recipe"),
@@ -246,9 +247,11 @@ def test_every_command_has_help_with_an_example(capsys, command):
 
 
 def test_recipe_fields_keep_their_types():
-    args = type("Args", (), {"recipe": "paper", "set": ["lr=1e-4", "betas=[0.5,0.9]", "ema=null"]})
-    recipe = commands._recipe(args)  # type: ignore[arg-type]
+    changes = ["lr=1e-4", "betas=[0.5,0.9]", "ema=null", "lora.rank=3", "gan_loss=hinge"]
+    recipe = changed_recipe(PRESETS["adversarial"], changes)
     assert (recipe.lr, recipe.betas, recipe.ema) == (1e-4, (0.5, 0.9), None)
+    assert recipe.lora is not None and recipe.lora.rank == 3 and recipe.gan_loss == "hinge"
+    assert changed_recipe(recipe, ["lora=null"]).lora is None
 
 
 def test_a_run_without_checkpoint_is_not_exported(line_done):
