@@ -28,6 +28,7 @@ from accvideo_core.conditioning import Prompt
 from accvideo_core.distill.recipes import Recipe, preset
 from accvideo_core.distill.student import Student
 from accvideo_core.distill.trainer import distill
+from accvideo_core.errors import AccVideoError
 from accvideo_core.evaluate import world
 from accvideo_core.evaluate.compare import Contender, compare
 from accvideo_core.evaluate.pictures import contact_sheet, loss_curves
@@ -37,6 +38,7 @@ from accvideo_core.files import read_json, write_json
 from accvideo_core.latents import key_generator
 from accvideo_core.models.loading import Teacher, load_teacher
 from accvideo_core.models.tiny import embedded_teacher_path
+from accvideo_core.monitor import Cancelled
 from accvideo_core.terminal import Terminal
 from accvideo_core.trajectories.record import RecordSpec, record
 from accvideo_core.trajectories.store import TrajectoryDataset
@@ -91,7 +93,19 @@ class Setting:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
+    """Run the chosen stages; 0 when done, 2 for a user's error, 130 when cancelled."""
+    try:
+        _run(_arguments(argv))
+    except AccVideoError as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
+    except (Cancelled, KeyboardInterrupt):
+        print("cancelled; run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     setting = Setting(
@@ -116,7 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "report" in args.stages:
             lab.report(args.seeds, args.docs, args.note)
             terminal.say(f"wrote {args.docs / 'quality.md'}")
-    return 0
 
 
 @dataclass(eq=False)
@@ -161,7 +174,8 @@ class Lab:
     def compare(self, seed: int, terminal: Terminal) -> None:
         """Figures of one training seed's students, with intervals, in <work>/seed<n>.json."""
         path = self.work / f"seed{seed}.json"
-        if path.exists() and read_json(path)["setting"] == self.setting.as_dict():
+        made_of = {"setting": self.setting.as_dict(), "teacher": self.teacher.model.fingerprint}
+        if path.exists() and made_of.items() <= read_json(path).items():
             return
         grid = self.teacher.model.family.time_grid
         contenders = [
@@ -188,8 +202,7 @@ class Lab:
         write_json(
             path,
             {
-                "setting": self.setting.as_dict(),
-                "teacher": self.teacher.model.fingerprint,
+                **made_of,
                 **report.as_dict(),
                 "intervals": self.intervals(report),
                 "differences": self.differences(report),

@@ -43,7 +43,7 @@ _HEADINGS = {
     "all": "all",
     "fd_real": "FD real",
     "gap_closed": "gap closed",
-    "fd_teacher": "FD t@50",
+    "fd_teacher": "FD ref",
     "patch_distance": "patches",
     "psnr": "PSNR",
     "latent_mse": "lat.MSE",
