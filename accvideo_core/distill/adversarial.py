@@ -131,11 +131,19 @@ def feature_blocks(
 
 @torch.no_grad()
 def build_adversarial(recipe: Recipe, teacher: VideoModel, batch: KeyBatch) -> Adversarial:
-    """The objective with fresh heads; `batch` shows the geometry."""
+    """The objective with fresh heads, whose geometry and scale follow from the real `batch`.
+
+    The teacher sees one sample at a time, so that any batch fits.
+    """
+    samples = list(batch.split(batch.z.shape[0]))
     blocks = feature_blocks(recipe, teacher, batch.t)
     wanted = sorted({block for per_time in blocks for block in per_time})
-    one = next(batch.split(batch.z.shape[0]))
-    found = teacher.features(one.latents[0], one.t[0], one.cond, wanted)
+    found = teacher.features(samples[0].latents[0], batch.t[0], samples[0].cond, wanted)
     shapes = {block: tuple(x.shape[2:]) for block, x in zip(wanted, found, strict=True)}
     heads = TimestepHeads(blocks, shapes, recipe.head_width, recipe.seed)  # type: ignore[arg-type]
-    return Adversarial(recipe, teacher, heads.to(teacher.device))
+    game = Adversarial(recipe, teacher, heads.to(teacher.device))
+    for k in range(batch.steps):
+        real = [game.features(sample.latents[k], sample, k) for sample in samples]
+        for head, features in zip(heads.of(k), zip(*real, strict=True), strict=True):
+            head.calibrate(features)
+    return game

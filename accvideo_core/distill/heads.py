@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +31,14 @@ class Head(nn.Module):
     """One projection head: features [B, T, h, w, D] -> patch logits [B, P].
 
     Frames are folded into the batch: the transformer has already mixed time into every token.
-    Each token is first scaled to unit RMS, because a frozen transformer's features reach into the
-    hundreds and differ between key times; nothing is learned in that, and AdamW's step then means
-    the same for every head.
+
+    Channels are first standardised with the fixed `mean` and `std` of real features, because a
+    frozen transformer's channels differ by orders of magnitude and fine detail lies in the small
+    ones. Unlike a norm per token, this keeps how strong a feature is, and its gradient.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, shape: Shape, width: int) -> None:
         super().__init__()
@@ -46,9 +51,21 @@ class Head(nn.Module):
         self.residual = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.residual_norm = nn.GroupNorm(groups, width)
         self.logits = nn.Conv2d(width, 1, kernel_size=1)
+        # Not persistent: they follow from the dataset and the seed.
+        self.register_buffer("mean", torch.zeros(features), persistent=False)
+        self.register_buffer("std", torch.ones(features), persistent=False)
+
+    @torch.no_grad()
+    def calibrate(self, features: Sequence[Tensor]) -> None:
+        """Take mean and deviation of every channel from real features, each [B, T, h, w, D]."""
+        tokens = torch.cat([x.float().flatten(0, -2) for x in features])
+        std, mean = torch.std_mean(tokens, dim=0, correction=0)
+        # A channel that hardly moves is noise; it is not blown up to the size of the others.
+        self.std.copy_(std.clamp_min(0.01 * float(std.median()) + 1e-6))
+        self.mean.copy_(mean)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = F.rms_norm(features.float(), features.shape[-1:])
+        x = (features.float() - self.mean) / self.std
         x = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B T) D h w
         x = F.leaky_relu(self.enter_norm(self.enter(x)), _SLOPE)
         x = x + F.leaky_relu(self.residual_norm(self.residual(x)), _SLOPE)
@@ -83,14 +100,14 @@ class TimestepHeads(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def of(self, k: int) -> list[nn.Parameter]:
-        """The parameters of H_k."""
-        return [p for block in self.blocks[k] for p in self.heads[_name(k, block)].parameters()]
-
     def forward(self, k: int, features: Sequence[Tensor]) -> Tensor:
         """Patch logits [B, P] of H_k; `features` [B, T, h, w, D] in the order of `blocks[k]`."""
-        pairs = zip(self.blocks[k], features, strict=True)
-        return torch.cat([self.heads[_name(k, block)](x) for block, x in pairs], dim=1)
+        pairs = zip(self.of(k), features, strict=True)
+        return torch.cat([head(x) for head, x in pairs], dim=1)
+
+    def of(self, k: int) -> list[Head]:
+        """H_k: one head for each of `blocks[k]`."""
+        return [cast(Head, self.heads[_name(k, block)]) for block in self.blocks[k]]
 
 
 def _groups(width: int) -> int:

@@ -60,15 +60,20 @@ class Role:
                 state[f"{key}:{name}"] = x
         return {name: x.detach().to("cpu", copy=True) for name, x in state.items()}
 
+    @staticmethod
+    def values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters alone in what `state_dict` gave."""
+        return {n.removeprefix("value:"): x for n, x in state.items() if n.startswith("value:")}
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave."""
+        for parameter, x in self.values(state).items():
+            self.parameters[parameter].copy_(x)
         moments: dict[str, dict[str, Tensor]] = {}
         for name, x in state.items():
             key, parameter = name.split(":", 1)
-            if key == "value":
-                self.parameters[parameter].copy_(x)
-            else:
+            if key != "value":
                 moments.setdefault(parameter, {})[key] = x
         numbered = {i: moments[n] for i, n in enumerate(self.parameters) if n in moments}
         groups = self.optimizer.state_dict()["param_groups"]

@@ -1,25 +1,37 @@
-"""The run folder's config.json: what a run was started with, and whether it may go on."""
+"""The run folder: what a run was started with, whether it may go on, and its student so far."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import AccVideoError
 from ..files import read_json, write_json
+from ..models.video_model import VideoModel
 from ..trajectories.store import TrajectoryDataset
+from .checkpoint import load_checkpoint
+from .optimiser import Role
 from .recipes import Recipe
-from .student import Student
+from .student import Student, StudentInfo
 
+CONFIG_FILE = "config.json"
 FORMAT = 1
 _FREE = ("recipe.name", "recipe.checkpoint_every", "recipe.keep_checkpoints", "dataset.name")
 
 
 def open_run(
-    folder: Path, recipe: Recipe, dataset: TrajectoryDataset, ids: list[str], start: Student | None
+    folder: Path,
+    recipe: Recipe,
+    info: StudentInfo,
+    dataset: TrajectoryDataset,
+    ids: list[str],
+    start: Student | None,
 ) -> None:
     """Start the run in `folder`, or check that it was started with the same settings.
+
+    `info` describes the student before its first update, `ids` the trajectories it learns from.
 
     What changes no update may change; that includes `train_steps` under a constant schedule, so
     that a finished run can be continued.
@@ -27,30 +39,54 @@ def open_run(
     Raises:
         AccVideoError: another setting differs; the message names it. Nothing was touched.
     """
-    config = _config(recipe, dataset, ids, start)
-    path = folder / "config.json"
+    config = {
+        "format": FORMAT,
+        "recipe": recipe.as_dict(),
+        "student": replace(info, recipe={}).as_dict(),
+        "dataset": _identity(dataset, ids),
+        "start": None if start is None else _digest(start),
+    }
+    path = folder / CONFIG_FILE
     if path.exists():
         free = _FREE + (("recipe.train_steps",) if recipe.schedule == "constant" else ())
         _check_same(folder.name, _flat(read_json(path)), _flat(config), free)
     write_json(path, config)
 
 
-def _config(
-    recipe: Recipe, dataset: TrajectoryDataset, ids: list[str], start: Student | None
-) -> dict[str, Any]:
+def student_of_run(folder: Path, teacher: VideoModel) -> Student:
+    """The student at a run's last checkpoint, with averaged weights if the run keeps them.
+
+    Raises:
+        AccVideoError: no run there, no checkpoint yet, or `teacher` is not the run's.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise AccVideoError(f"{folder} is no training run (no {CONFIG_FILE}); choose its folder")
+    config = read_json(folder / CONFIG_FILE)
+    info = StudentInfo.from_dict(config["student"])
+    if info.base != teacher.fingerprint:
+        raise AccVideoError(
+            f"run {folder.name!r} trains a student of another teacher ({info.base}) than "
+            f"{teacher.source or 'this one'} ({teacher.fingerprint}); load its own teacher"
+        )
+    found = load_checkpoint(folder)
+    if found is None:
+        raise AccVideoError(f"run {folder.name!r} has no checkpoint yet; train it first")
+    step, parts = found
+    info = replace(info, recipe=config["recipe"], steps_trained=info.steps_trained + step)
+    student = Student.create(teacher, info)
+    student.load_state_dict(parts.get("average") or Role.values(parts["student"]))
+    return student
+
+
+def _identity(dataset: TrajectoryDataset, ids: list[str]) -> dict[str, Any]:
     return {
-        "format": FORMAT,
-        "recipe": recipe.as_dict(),
-        "dataset": {
-            "name": dataset.folder.name,
-            "teacher": dataset.info.teacher,
-            "seed": dataset.info.seed,
-            "trajectories": len(ids),
-            "ids": hashlib.sha256("".join(ids).encode()).hexdigest()[:16],
-            "guidance": dataset.info.guidance,
-            "dtype": dataset.info.dtype,
-        },
-        "start": None if start is None else _digest(start),
+        "name": dataset.folder.name,
+        "teacher": dataset.info.teacher,
+        "seed": dataset.info.seed,
+        "trajectories": len(ids),
+        "ids": hashlib.sha256("".join(ids).encode()).hexdigest()[:16],
+        "guidance": dataset.info.guidance,
+        "dtype": dataset.info.dtype,
     }
 
 

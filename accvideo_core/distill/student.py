@@ -85,9 +85,24 @@ class StudentInfo:
     def __post_init__(self) -> None:
         validate_times(self.key_times)
 
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; `StudentInfo.from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StudentInfo:
+        """The inverse of `as_dict`."""
+        lora = data["lora"]
+        changed = {
+            "key_times": tuple(data["key_times"]),
+            "lora": None if lora is None else LoraSpec.from_dict(lora),
+            "latent_spec": LatentSpec.from_dict(data["latent_spec"]),
+        }
+        return cls(**{**data, **changed})
+
     def as_metadata(self) -> dict[str, str]:
         """Header strings of a safetensors file, one JSON value per field."""
-        values = {**asdict(self), "latent_spec": self.latent_spec.as_dict()}
+        values = self.as_dict()
         return {_METADATA_PREFIX + name: json.dumps(value) for name, value in values.items()}
 
     @classmethod
@@ -98,12 +113,8 @@ class StudentInfo:
             AccVideoError: the header was not written by `as_metadata`.
         """
         try:
-            values = {f.name: json.loads(metadata[_METADATA_PREFIX + f.name]) for f in fields(cls)}
-            lora = values["lora"]
-            values["lora"] = None if lora is None else LoraSpec.from_dict(lora)
-            values["latent_spec"] = LatentSpec.from_dict(values["latent_spec"])
-            values["key_times"] = tuple(values["key_times"])
-            return cls(**values)
+            names = [f.name for f in fields(cls)]
+            return cls.from_dict({n: json.loads(metadata[_METADATA_PREFIX + n]) for n in names})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise AccVideoError(
                 f"the file's header does not describe an AccVideo student ({error!r}); "

@@ -33,6 +33,8 @@ from .run import open_run
 from .student import Student, StudentInfo, shared_copy
 from .trajectory import TrajectoryGuidance
 
+_CALIBRATION = 8
+"""Recorded samples that set the scale of the heads' inputs."""
 _log = logging.getLogger(__name__)
 
 
@@ -70,8 +72,12 @@ def distill(
     with torch.inference_mode(False), torch.enable_grad():
         _check_teacher(teacher, dataset, start)
         states = KeyStates(dataset, recipe.times(dataset.info.time_grid))
-        open_run(run_dir, recipe, dataset, states.ids, start)
-        run = _Run(teacher, states, recipe, run_dir, start)
+        info = _info(teacher, states, recipe, start)
+        open_run(run_dir, recipe, info, dataset, states.ids, start)
+        student = Student.create(teacher, info, recipe.seed)
+        if start is not None:
+            student.load_state_dict(start.state_dict())
+        run = _Run(student, states, recipe, run_dir)
         run.resume()
         run.train(monitor)
         metrics_file = run_dir / METRICS_FILE
@@ -82,33 +88,25 @@ def distill(
 class _Run:
     """What a run holds in memory. `step` counts the updates done."""
 
-    def __init__(
-        self,
-        teacher: VideoModel,
-        states: KeyStates,
-        recipe: Recipe,
-        folder: Path,
-        start: Student | None,
-    ) -> None:
-        self.states, self.recipe, self.folder = states, recipe, folder
+    def __init__(self, student: Student, states: KeyStates, recipe: Recipe, folder: Path) -> None:
+        self.student, self.states, self.recipe, self.folder = student, states, recipe, folder
         self.step = 0
-        self.device = teacher.device
-        self.student = _student(teacher, states, recipe, start)
-        self.trained_before = self.student.info.steps_trained
-        student = Role(self.student.trainable(), recipe.lr, recipe.betas, recipe)
-        self.roles = {"student": student}
+        self.roles = {"student": Role(student.trainable(), recipe.lr, recipe.betas, recipe)}
         self.objective: Objective = TrajectoryGuidance()
+        teacher = student.as_teacher()
+        self.device = teacher.device
         self.preview_batch = states.batch(1, recipe.seed, "preview", self.device)
         if recipe.gradient_checkpointing:
-            _checkpoint_activations(self.student.model)
+            _checkpoint_activations(student.model)
             teacher = replace(teacher, module=shared_copy(teacher.module))
             _checkpoint_activations(teacher)
         if recipe.adversarial:
-            adversarial = build_adversarial(recipe, teacher, self.preview_batch)
+            real = states.batch(_CALIBRATION, recipe.seed, "calibration", self.device)
+            adversarial = build_adversarial(recipe, teacher, real)
             heads, head_lr = dict(adversarial.heads.named_parameters()), recipe.head_lr or recipe.lr
             self.roles["heads"] = Role(heads, head_lr, recipe.head_betas, recipe)
             self.objective = adversarial
-        self.average = None if recipe.ema is None else Average(student, recipe.ema)
+        self.average = None if recipe.ema is None else Average(self.roles["student"], recipe.ema)
 
     def resume(self) -> None:
         """Take over the last checkpoint, if there is one."""
@@ -200,17 +198,17 @@ class _Run:
         """The student, with the averaged weights if the recipe asks for them."""
         if self.average is not None:
             self.student.load_state_dict(self.average.values)
-        trained = self.trained_before + self.step
-        self.student.info = replace(self.student.info, steps_trained=trained)
+        info = self.student.info
+        self.student.info = replace(info, steps_trained=info.steps_trained + self.step)
         return self.student
 
 
-def _student(
+def _info(
     teacher: VideoModel, states: KeyStates, recipe: Recipe, start: Student | None
-) -> Student:
-    """A fresh student, or a clone of `start`, with what it is about to learn in its info."""
+) -> StudentInfo:
+    """What the student is about to learn; `steps_trained` counts what it has learnt before."""
     known = states.dataset.info
-    info = StudentInfo(
+    return StudentInfo(
         family=teacher.family.name,
         base=teacher.fingerprint,
         key_times=states.t[::-1],
@@ -223,10 +221,6 @@ def _student(
         recipe=recipe.as_dict(),
         steps_trained=0 if start is None else start.info.steps_trained,
     )
-    student = Student.create(teacher, info, recipe.seed)
-    if start is not None:
-        student.load_state_dict(start.state_dict())
-    return student
 
 
 def _check_teacher(teacher: VideoModel, dataset: TrajectoryDataset, start: Student | None) -> None:

@@ -41,11 +41,23 @@ def test_frames_and_samples_are_judged_apart() -> None:
     assert changed.tolist() == [[False, False], [True, False], [False, False]]
 
 
-def test_badly_scaled_tokens_are_judged_alike() -> None:
+def test_badly_scaled_channels_are_judged_alike() -> None:
+    """Calibrated heads see the same whatever the channels' offsets and scales."""
+    one, other = Head(SHAPES[1], width=16), Head(SHAPES[1], width=16)
+    other.load_state_dict(one.state_dict())
+    x, fake = features(1), features(1, seed=50)
+    scale = torch.tensor([0.05, 0.1, 1.0, 3.0, 30.0, 5.0])
+    one.calibrate([x[:1], x[1:]])
+    other.calibrate([scale * x + 7])
+    torch.testing.assert_close(other(scale * fake + 7), one(fake), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(one(2 * fake), one(fake), atol=1e-3)
+
+
+def test_a_dead_channel_is_not_blown_up() -> None:
     head = Head(SHAPES[1], width=16)
-    x = features(1)
-    torch.testing.assert_close(head(300 * x), head(x), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(head(-x), head(x), atol=1e-3)
+    x = features(1) * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    head.calibrate([x])
+    assert head.std[-1] == pytest.approx(0.01, rel=0.2) and torch.isfinite(head(x)).all()
 
 
 def test_only_the_heads_of_one_key_time_take_part() -> None:
@@ -55,11 +67,10 @@ def test_only_the_heads_of_one_key_time_take_part() -> None:
     for k, blocks in enumerate(BLOCKS):
         heads.zero_grad()
         heads(k, [features(block) for block in blocks]).sum().backward()
-        mine = {id(p) for p in heads.of(k)}
+        mine = {id(p) for head in heads.of(k) for p in head.parameters()}
         reached = {id(p) for p in heads.parameters() if p.grad is not None}
         assert reached == mine
-    counts = [sum(p.numel() for p in heads.of(k)) for k in range(3)]
-    assert sum(counts) == sum(p.numel() for p in heads.parameters())
+    assert sum(len(heads.of(k)) for k in range(3)) == len(heads.heads) == 4
 
 
 def test_weights_follow_from_the_seed_alone() -> None:

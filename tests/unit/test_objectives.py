@@ -21,7 +21,6 @@ from accvideo_core.distill.adversarial import (
     generate,
 )
 from accvideo_core.distill.batch import KeyBatch
-from accvideo_core.distill.heads import TimestepHeads
 from accvideo_core.distill.optimiser import Role, lr_factor
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.student import LoraSpec, Student, StudentInfo
@@ -118,8 +117,8 @@ def test_minimiser_on_the_gaussian_flow_is_its_average_velocity() -> None:
         s, s_next = (math.hypot((1 - u) * std, u) for u in (t, t_next))
         slope = (s_next / s - 1) / (t_next - t)
         offset = mean * ((1 - t_next) - s_next / s * (1 - t)) / (t_next - t)
-        assert float(student.trainable()["slope"][i]) == pytest.approx(slope, abs=1e-4)
-        assert float(student.trainable()["offset"][i]) == pytest.approx(offset, abs=1e-4)
+        assert student.trainable()["slope"][i].item() == pytest.approx(slope, abs=1e-4)
+        assert student.trainable()["offset"][i].item() == pytest.approx(offset, abs=1e-4)
 
 
 def test_minimiser_on_the_mixture_lands_on_the_two_points() -> None:
@@ -254,7 +253,7 @@ def test_gradients_reach_student_and_the_heads_of_k_only(gan_loss: str) -> None:
                 assert [p.grad is not None for p in game.heads.parameters()] == grads
         for name, p in student.trainable().items():
             assert p.grad is not None and p.grad.abs().max() > 0, name
-        mine = {id(p) for p in game.heads.of(k)}
+        mine = {id(p) for head in game.heads.of(k) for p in head.parameters()}
         for name, p in game.heads.named_parameters():
             assert (p.grad is not None) == (id(p) in mine), name
         roles[True].step(1.0)
@@ -305,34 +304,34 @@ def test_smoothness_is_the_squared_change_of_logits() -> None:
     _, game, batch = tiny_game(recipe)
     d_real = game.heads(1, game.features(batch.latents[1], batch, 1))
     near = game.heads(1, game.features(batch.latents[1] + 0.2 * batch.z, batch, 1))
-    expected = float((near - d_real).square().mean())
+    expected = (near - d_real).square().mean().item()
     assert game.smoothness(d_real, batch, 1).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_adversarial_term_moves_fakes_towards_real_ones() -> None:
-    """Real clips are at +2 and fakes at -2; D learns that, and its gradient lifts the fakes."""
+    """Real clips lie around +1 and fakes around -1; D learns that and lifts the fakes."""
     teacher = analytic.gaussian_model()
     student = student_of(Affine(), teacher)
     noise = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0))
     batch = replace(
         exact_batch(analytic.exact_gaussian_state),
-        latents=(2 + 0.1 * noise).expand(4, *noise.shape),
+        latents=(1 + noise).expand(4, *noise.shape),
     )
     with torch.no_grad():
-        student.model.module.slope[2] = 1 / 0.6  # pyright: ignore - lands on zero ...
-        student.model.module.offset[2] = 2 / 0.6  # pyright: ignore - ... and then on -2
-    heads = TimestepHeads([(1,)] * 3, {1: (2, 2, 2)}, width=16, seed=0)
-    game = Adversarial(Recipe(student_steps=3, trajectory_weight=0.0), teacher, heads)
+        student.model.module.offset[2] = 1 / 0.6  # pyright: ignore - the last step subtracts 1
+    game = build_adversarial(Recipe(student_steps=3, head_width=16), teacher, batch)
     roles = roles_of(student, game)
-    assert generate(student, batch, 0).mean() == pytest.approx(-2, abs=1e-4)
+    before = generate(student, batch, 0).mean().item()
     for _ in range(60):
         term = list(game(student, batch, 0))[-1]
         roles[True].backward(term.loss)
         roles[True].step(10.0)
-    assert term.figures["real_accuracy"] > 0.9 and term.figures["fake_accuracy"] > 0.9
-    roles[False].backward(list(game(student, batch, 0))[1].loss)
-    roles[False].step(1.0)
-    assert generate(student, batch, 0).mean() > -2 + 1e-4
+    assert term.figures["real_accuracy"] > 0.8 and term.figures["fake_accuracy"] > 0.8
+    for _ in range(20):
+        roles[False].backward(list(game(student, batch, 0))[1].loss)
+        roles[False].step(10.0)
+    after = generate(student, batch, 0).mean().item()
+    assert before == pytest.approx(-1, abs=0.2) and after > before + 0.05
 
 
 def test_learning_rate_schedules() -> None:
