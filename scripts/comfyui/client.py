@@ -239,7 +239,7 @@ def _take(run: _Run, message: str | bytes) -> bool:
         run.error = Interrupted("The prompt was cancelled.")
     elif kind == "execution_error":
         run.error = NodeFailed(
-            data["node_id"], data["node_type"], data["exception_type"],
+            data["node_id"], data["node_type"], data["exception_type"].rpartition(".")[2],
             data["exception_message"].strip(), "".join(data.get("traceback", [])),
         )  # fmt: skip
     return False
