@@ -234,19 +234,15 @@ class Lab:
         return rows
 
     def draw(self, seed: int, report: Report) -> None:
-        """Contact sheets and curves of one seed, one picture for each number of steps."""
+        """Contact sheets and curves of one seed, one each for each number of steps."""
         for m in self.setting.steps:
             names = [report.reference, f"teacher@{m}", *(f"{arm}@{m}" for arm in ARMS)]
             shown = {name: report.measured[name].shown for name in names}
             clips = {name: x for name, x in shown.items() if x is not None}
             sheet = contact_sheet(clips, report.prompts[:6], frames_per_clip=3)
             sheet.save(self.work / f"seed{seed}_steps{m}.png")
-        curves = {
-            f"{arm}@{m}": self.run(seed, arm, m) / "metrics.jsonl"
-            for m in self.setting.steps
-            for arm in ARMS
-        }
-        loss_curves(curves, keys=["loss"]).save(self.work / f"seed{seed}_loss.png")
+            curves = {f"{arm}@{m}": self.run(seed, arm, m) / "metrics.jsonl" for arm in ARMS}
+            loss_curves(curves).save(self.work / f"seed{seed}_loss{m}.png")
 
     def report(self, seeds: Sequence[int], docs: Path, note: Path | None) -> None:
         """docs/quality.md and its pictures from the seeds' files."""
@@ -254,7 +250,7 @@ class Lab:
         images = docs / "images"
         images.mkdir(parents=True, exist_ok=True)
         pictures = []
-        for name in (*(f"steps{m}" for m in self.setting.steps), "loss"):
+        for name in (f"{kind}{m}" for m in self.setting.steps for kind in ("steps", "loss")):
             target = images / f"quality_{name}.png"
             target.write_bytes((self.work / f"seed{seeds[0]}_{name}.png").read_bytes())
             pictures.append(f"images/{target.name}")

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 
 _INK = (30, 30, 30)
 _PALE = (225, 225, 225)
-_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189))
+_COLOURS = (
+    (31, 119, 180),
+    (214, 39, 40),
+    (44, 160, 44),
+    (255, 127, 14),
+    (148, 103, 189),
+    (140, 86, 75),
+    (227, 119, 194),
+    (90, 90, 90),
+    (188, 189, 34),
+    (23, 190, 207),
+)
+_TERMS = ("trajectory", "generator", "discriminator")
 _MARGIN = 12
 _GAP = 3  # pixels between the frames of a clip
 
@@ -79,7 +91,8 @@ def loss_curves(
     Args:
         runs: label -> `metrics.jsonl` (one JSON object a line, with "step"); files without a label
             are called like their folder.
-        keys: which figures to draw; None draws every one whose name holds "loss".
+        keys: which figures to draw; None draws the terms of our objectives, or, where there are
+            none, whatever has "loss" in its name.
 
     Raises:
         AccVideoError: a file is missing or holds no figures of that name.
@@ -89,7 +102,8 @@ def loss_curves(
     named = runs if isinstance(runs, Mapping) else {path.parent.name: path for path in runs}
     series = {label: _read_metrics(Path(path)) for label, path in named.items()}
     found = sorted({key for figures in series.values() for key in figures})
-    chosen = list(keys) if keys is not None else [key for key in found if "loss" in key]
+    terms = [key for key in _TERMS if key in found] or [key for key in found if "loss" in key]
+    chosen = terms if keys is None else list(keys)
     missing = [key for key in chosen if key not in found]
     if missing or not chosen:
         raise AccVideoError(
@@ -97,13 +111,16 @@ def loss_curves(
             f"they hold {', '.join(found) or 'nothing'}"
         )
     columns = min(2, len(chosen))
-    size = (_PANEL[0] * columns, _HEADER + _PANEL[1] * -(-len(chosen) // columns))
+    colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(series)}
+    places, header = _legend(list(series), _PANEL[0] * columns)
+    size = (_PANEL[0] * columns, header + _PANEL[1] * -(-len(chosen) // columns))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(series)}
-    _legend(draw, colours)
+    for label, (x, y) in places.items():
+        draw.line([(x, y), (x + 40, y)], fill=colours[label], width=8)
+        draw.text((x + 52, y), label, fill=_INK, font=_font(26), anchor="lm")
     for i, key in enumerate(chosen):
-        corner = (_PANEL[0] * (i % columns), _HEADER + _PANEL[1] * (i // columns))
+        corner = (_PANEL[0] * (i % columns), header + _PANEL[1] * (i // columns))
         lines = {label: figures[key] for label, figures in series.items() if key in figures}
         _Panel.around(lines, corner).draw(draw, key, lines, colours)
     return sheet.resize((size[0] // 2, size[1] // 2), Image.Resampling.LANCZOS)
@@ -111,7 +128,6 @@ def loss_curves(
 
 # Curves are drawn at twice the size and reduced, which smooths them.
 _PANEL = (1120, 600)
-_HEADER = 60
 Line = list[tuple[float, float]]
 
 
@@ -159,11 +175,12 @@ class _Panel:
             y = self.point(self.left, value)[1]
             draw.line([(x0, y), (x1, y)], fill=_PALE, width=2)
             draw.text((x0 - 12, y), f"{value:.3g}", fill=_INK, font=small, anchor="rm")
-        for step in _nice(self.left, self.right, 5):
+        for step in (step for step in _nice(self.left, self.right, 5) if step == round(step)):
             x = self.point(step, self.low)[0]
             draw.text((x, y1 + 10), f"{step:g}", fill=_INK, font=small, anchor="ma")
         draw.rectangle(self.box, outline=(150, 150, 150), width=2)
-        draw.text((x0, y0 - 40), f"{title} by step", fill=_INK, font=_font(28))
+        name = title if "loss" in title else f"{title} loss"
+        draw.text((x0, y0 - 40), f"{name} by step", fill=_INK, font=_font(28))
         for label, line in lines.items():
             self._curve(draw, line, tuple(200 + c // 5 for c in colours[label]), 2)
         for label, line in lines.items():
@@ -189,12 +206,17 @@ class _Panel:
         return ticks
 
 
-def _legend(draw: ImageDraw, colours: Mapping[str, tuple[int, int, int]]) -> None:
-    font, x = _font(26), 40.0
-    for label, colour in colours.items():
-        draw.line([(x, 32), (x + 40, 32)], fill=colour, width=8)
-        draw.text((x + 52, 32), label, fill=_INK, font=font, anchor="lm")
-        x += 92 + draw.textlength(label, font=font)
+def _legend(labels: Sequence[str], width: int) -> tuple[dict[str, tuple[float, float]], int]:
+    """Where each label of the legend stands, and the legend's height."""
+    font, x, y = _font(26), 40.0, 32.0
+    places = {}
+    for label in labels:
+        needed = 92 + font.getlength(label)
+        if x + needed > width and x > 40:
+            x, y = 40.0, y + 44
+        places[label] = (x, y)
+        x += needed
+    return places, round(y) + 28
 
 
 def _nice(low: float, high: float, count: int) -> list[float]:

@@ -108,6 +108,24 @@ def test_one_panel_for_each_loss_and_one_colour_for_each_run(tmp_path: Path):
     assert ink(picture, (31, 119, 180), (half, 40, picture.width, picture.height))
 
 
+def test_the_terms_of_an_objective_are_drawn_rather_than_their_sum(tmp_path: Path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    metrics_file(path, [1.0, 0.5])
+    rows = [{"step": 1, "loss": 2.0, "trajectory": 1.0, "generator": 0.7, "discriminator": 1.4}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    terms = ["trajectory", "generator", "discriminator"]
+    assert loss_curves([path]).tobytes() == loss_curves([path], keys=terms).tobytes()
+
+
+def test_a_long_legend_wraps_and_the_panel_moves_down(tmp_path: Path):
+    files = [metrics_file(tmp_path / str(i) / "m.jsonl", [1.0, 0.5 - i / 50]) for i in range(7)]
+    runs = {f"a run with a long name {i}": file for i, file in enumerate(files)}
+    picture = loss_curves(runs)
+    assert picture.height > loss_curves({"a": tmp_path / "0" / "m.jsonl"}).height
+    legend = (20, 0, picture.width, picture.height - 300)
+    assert ink(picture, (227, 119, 194), legend)  # the seventh colour is not cut off
+
+
 @pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [-1.0, 2.0], [1e-9, 1e9], [1.0, 1.0000001]])
 def test_odd_values_are_drawn(tmp_path: Path, values: list[float]):
     assert loss_curves([metrics_file(tmp_path / "r" / "m.jsonl", values)]).width == 560

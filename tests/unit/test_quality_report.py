@@ -71,6 +71,18 @@ def test_a_gain_bought_with_diversity_does_not_count():
     assert verdicts(results(0.75, (-2.0, -2.1, -1.9), diversity=-0.1))[-1] == "no"
 
 
+def test_sharper_than_real_is_no_gain():
+    found = results(0.75, (0.0, 0.0, 0.0))
+    for i, one in enumerate(found.values()):
+        for difference in one["differences"]:
+            if difference["figure"] == "sharpness":
+                difference["value"] = 0.1 + 0.001 * i
+    assert verdicts(found)[-1] == "yes"
+    for one in found.values():
+        one["rows"].append(row("real clips", 0, sharpness=0.4))
+    assert verdicts(found)[-1] == "no"
+
+
 def test_the_document_states_figures_command_and_pictures():
     text = render(results(0.75, (-2.0, -2.1, -1.9)), command="make it", pictures=["images/a.png"])
     assert "    make it" in text and "![a.png](images/a.png)" in text
