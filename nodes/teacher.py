@@ -65,7 +65,8 @@ class AccVideoLoadTeacher(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, teacher: str, dtype: str) -> str:
-        return paths.fingerprint(paths.teacher_folder(teacher) / "model_index.json")
+        folder = paths.teacher_folder(teacher)
+        return paths.fingerprint(folder / "model_index.json", *sorted(folder.glob("transformer/*")))
 
     @classmethod
     def execute(cls, teacher: str, dtype: str) -> io.NodeOutput:
