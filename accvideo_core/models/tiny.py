@@ -150,7 +150,7 @@ def vae() -> AutoencoderKLHunyuanVideo:
         latent_channels=LATENT_CHANNELS,
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
         up_block_types=("HunyuanVideoUpBlock3D",) * 3,
-        block_out_channels=(16, 32, 32),
+        block_out_channels=(16, 32, 32),  # type: ignore[arg-type]  # annotated as one number
         layers_per_block=1,
         norm_num_groups=1,
         scaling_factor=SCALING_FACTOR,

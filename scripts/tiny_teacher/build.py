@@ -81,7 +81,7 @@ def save(pipeline: HunyuanVideoPipeline, folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--allow-missing", action="store_true")
     parser.add_argument("--output", type=Path, default=tiny.embedded_teacher_path())
     options = parser.parse_args()

@@ -45,7 +45,7 @@ class Clips:
 
 
 @torch.no_grad()
-def sample(pipeline: HunyuanVideoPipeline, prompts: list[str], steps: int, noise: Tensor) -> Clips:
+def sample(pipeline: Any, prompts: list[str], steps: int, noise: Tensor) -> Clips:
     """What the pipeline makes of ``prompts`` from ``noise`` [B, 16, 5, 8, 8]."""
     embeds, pooled, mask = pipeline.encode_prompt(prompts)
     videos, latents, started = [], [], time.monotonic()
@@ -68,13 +68,13 @@ def sample(pipeline: HunyuanVideoPipeline, prompts: list[str], steps: int, noise
     return Clips(torch.cat(videos), torch.cat(latents), time.monotonic() - started)
 
 
-def decode(pipeline: HunyuanVideoPipeline, latents: Tensor) -> Tensor:
+def decode(pipeline: Any, latents: Tensor) -> Tensor:
     video = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     return video.clamp(-1, 1)
 
 
 @torch.no_grad()
-def through_vae(pipeline: HunyuanVideoPipeline, video: Tensor) -> Clips:
+def through_vae(pipeline: Any, video: Tensor) -> Clips:
     """Real clips encoded and decoded."""
     means = torch.cat([pipeline.vae.encode(v).latent_dist.mode() for v in video.split(CHUNK)])
     latents = means * pipeline.vae.config.scaling_factor
@@ -149,7 +149,7 @@ def table(report: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=512)
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 10, 5, 2, 1])
     parser.add_argument("--seed", type=int, default=1234)

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,7 @@ class PromptTable:
     """What the text encoders say about each of the 378 captions, computed once."""
 
     def __init__(self) -> None:
-        pipeline = tiny.build_pipeline(world.VOCABULARY)
+        pipeline: Any = tiny.build_pipeline(world.VOCABULARY)
         with torch.no_grad():
             embeds, pooled, mask = pipeline.encode_prompt(world.all_prompts())
         self.embeds, self.pooled = embeds[:, :TOKENS].clone(), pooled
@@ -120,7 +121,8 @@ class Run(Checkpoint):
             optimiser.zero_grad(set_to_none=True)
         self.advance()
         decay = min(EMA, (1 + self.step) / (10 + self.step))
-        old, new = list(self.ema.parameters()), list(self.model.parameters())
+        old: list[Tensor] = list(self.ema.parameters())
+        new: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(old, new, 1 - decay)
 
 
@@ -166,7 +168,7 @@ def report(run: Run, losses: list[float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=48, help="over all processes")
     parser.add_argument("--seed", type=int, default=0)

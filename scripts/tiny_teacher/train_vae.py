@@ -19,6 +19,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ log = logging.getLogger("train_vae")
 
 
 def decoder_loss(
-    vae: nn.Module, codec: codecs.Codec, batch: int, generator: torch.Generator
+    vae: Any, codec: codecs.Codec, batch: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Training loss and mean square error of one batch of decoded clips."""
     specs = world.sample_specs(batch, generator)
@@ -56,7 +57,7 @@ def decoder_loss(
 
 
 def encoder_loss(
-    vae: nn.Module, codec: codecs.Codec, batch: int, generator: torch.Generator
+    vae: Any, codec: codecs.Codec, batch: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Mean square error of one batch of encoded clips, in units of model-space latents."""
     video = world.render(world.sample_specs(batch, generator), generator)
@@ -68,18 +69,19 @@ def encoder_loss(
 LOSSES = {"decoder": decoder_loss, "encoder": encoder_loss}
 
 
-def half(vae: nn.Module, part: str) -> nn.ModuleDict:
+def half(vae: Any, part: str) -> nn.ModuleDict:
     """The modules that belong to one half."""
     conv = vae.post_quant_conv if part == "decoder" else vae.quant_conv
     return nn.ModuleDict({"body": getattr(vae, part), "conv": conv})
 
 
-def initialise(vae: nn.Module) -> None:
+def initialise(vae: Any) -> None:
     """Orthogonal convolutions, and a posterior of standard deviation exp(-3)."""
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.orthogonal_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     with torch.no_grad():
         vae.quant_conv.weight[tiny.LATENT_CHANNELS :] = 0
         vae.quant_conv.bias[tiny.LATENT_CHANNELS :] = -6.0
@@ -88,7 +90,7 @@ def initialise(vae: nn.Module) -> None:
 def train(options: argparse.Namespace) -> None:
     codec = codecs.load_or_fit(WORK / "codec.safetensors")
     torch.manual_seed(options.seed)
-    vae = tiny.vae()
+    vae: Any = tiny.vae()
     initialise(vae)
     modules = half(vae, options.part)
     matrices = [p for p in modules.parameters() if p.ndim > 1]
@@ -133,7 +135,7 @@ def report(run: Checkpoint, part: str, square: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=sorted(LOSSES))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=4)
