@@ -229,7 +229,7 @@ def _type_fault(produced: Any, spec: Spec) -> str:
     if isinstance(spec[0], list) or spec[0] == "COMBO":
         return "" if combo or produced in ("*", "STRING") else f"{produced} cannot feed a combo"
     offered = {"COMBO"} if combo else set(produced.split(","))
-    wanted = set(spec[0].split(","))
+    wanted = set(str(spec[0]).split(","))
     free = {"*", "COMFY_MATCHTYPE_V3"}
     if offered & wanted or free & (offered | wanted):
         return ""
