@@ -56,7 +56,7 @@ class Terminal:
             self._written = now
         elif not self.live and now - self._written >= _QUIET_SECONDS:
             self._write(self._last + "\n")
-            self._written = now
+            self._written, self._last = now, ""
         if self.stopping:
             raise Cancelled
 

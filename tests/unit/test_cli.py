@@ -288,6 +288,18 @@ def test_a_log_file_gets_one_line_a_stage_when_it_is_quick():
     assert log.getvalue().count("\n") == 1 and "\r" not in log.getvalue()
 
 
+def test_a_log_file_gets_no_line_twice(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = io.StringIO()
+    with Terminal(log) as terminal:
+        for step in range(1, 4):
+            terminal(Progress("sample", step, 3))
+            now[0] += 11
+    lines = log.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == ["2/3", "3/3"]
+
+
 def test_remaining_time_counts_this_session_only():
     # 90 of 100 done, 10 of them in the last 20 seconds: 10 more take 20 seconds.
     assert "20s, 20s left" in line(Progress("distill", 90, 100), seconds=20, steps=10)
