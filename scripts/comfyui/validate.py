@@ -228,7 +228,7 @@ def _type_fault(produced: Any, spec: Spec) -> str:
     combo = isinstance(produced, list) or produced == "COMBO"
     if isinstance(spec[0], list) or spec[0] == "COMBO":
         return "" if combo or produced in ("*", "STRING") else f"{produced} cannot feed a combo"
-    offered = {"COMBO"} if combo else set(produced.split(","))
+    offered = {"COMBO"} if combo else set(str(produced).split(","))
     wanted = set(str(spec[0]).split(","))
     free = {"*", "COMFY_MATCHTYPE_V3"}
     if offered & wanted or free & (offered | wanted):
