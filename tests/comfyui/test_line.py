@@ -155,6 +155,51 @@ def test_saved_results_are_used_again(first_run: Result, comfy_client: ComfyClie
     assert "Saved tiny_reuse_2_steps.safetensors" in json.dumps(result.outputs)
 
 
+def test_one_clip_is_decoded_and_saved_as_video(
+    first_run: Result, comfy_client: ComfyClient, comfy_server: ComfyServer
+) -> None:
+    prompt = part("11", n11={"index": 1, "fps": 12.0})
+    prompt["99"] = {
+        "class_type": "SaveVideo",
+        "inputs": {
+            "video": ["11", 1], "filename_prefix": "one", "format": "auto", "codec": "auto",
+        },
+    }  # fmt: skip
+    (video,) = comfy_client.run(prompt).outputs["99"]["images"]
+    frames, fps = read_video(comfy_server.output / video["filename"])
+    assert len(frames) == 17 and fps == 12
+
+
+def test_clip_that_is_not_there_is_refused(first_run: Result, comfy_client: ComfyClient) -> None:
+    assert "the latent holds 2 clips" in refusal(comfy_client, part("11", n11={"index": 2}))
+
+
+def test_losses_feed_the_loss_graph_of_comfyui(
+    first_run: Result, comfy_client: ComfyClient
+) -> None:
+    prompt = part(DISTILL)
+    inputs = {"loss": [DISTILL, 1], "filename_prefix": "loss"}
+    prompt["99"] = {"class_type": "LossGraphNode", "inputs": inputs}
+    assert comfy_client.run(prompt).outputs["99"]["images"]
+
+
+def test_conditioning_of_several_nodes_is_joined_by_comfyui(comfy_client: ComfyClient) -> None:
+    """Entries of a combined CONDITIONING are prompts, here a red one and a blue one."""
+    prompt = {"1": SMOKE["1"]}
+    for node, colour in (("2", "red"), ("3", "blue")):
+        text = f"a {colour} circle growing on a plain background"
+        inputs = {"model": ["1", 0], "prompts": text}
+        prompt[node] = {"class_type": "AccVideoEncodePrompts", "inputs": inputs}
+    joined = {"conditioning_1": ["2", 0], "conditioning_2": ["3", 0]}
+    prompt["4"] = {"class_type": "ConditioningCombine", "inputs": joined}
+    sample = {**SMOKE["10"]["inputs"], "model": ["1", 0], "conditioning": ["4", 0], "steps": 2}
+    prompt["5"] = {"class_type": "AccVideoSample", "inputs": sample}
+    decode = {"model": ["1", 0], "latent": ["5", 0], "index": -1, "fps": 8.0}
+    prompt["6"] = {"class_type": "AccVideoDecode", "inputs": decode}
+    prompt["7"] = {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}}
+    assert len(comfy_client.run(prompt).outputs["7"]["images"]) == 2 * 17
+
+
 def test_recording_goes_on_after_a_cancel(
     stop: Callable[..., int], comfy_client: ComfyClient, comfy_server: ComfyServer
 ) -> None:
