@@ -58,11 +58,11 @@ class Setting:
 
     steps: tuple[int, ...] = (5, 2, 1)
     trajectories: int = 512
-    updates: int = 300
+    updates: int = 400
     """Of the trajectory stage."""
-    more_updates: int = 150
+    more_updates: int = 120
     """Of the continued and of the adversarial stage each."""
-    batch: int = 32
+    batch: int = 16
     clips: int = 512
     real_clips: int = 1024
     changes: tuple[str, ...] = ()
