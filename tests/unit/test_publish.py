@@ -146,6 +146,15 @@ def test_requirements_are_the_projects_and_name_no_torch(root: Path) -> None:
     assert not [line for line in metadata.requires("accvideo") or [] if line.startswith("torch")]
 
 
+def test_the_library_and_the_pack_have_one_version(root: Path) -> None:
+    import accvideo_core
+
+    # Written out, because the registry of ComfyUI packs reads pyproject.toml and builds nothing.
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{accvideo_core.__version__}"\n' in text
+    assert metadata.version("accvideo") == accvideo_core.__version__
+
+
 def test_shipped_files_stay_small(root: Path) -> None:
     if not (root / ".git").exists():
         pytest.skip("not a git checkout: what is shipped is not known")
