@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from . import paths
 from .devices import on_device
+from .inputs import video_size
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import AccVideoDataset, AccVideoModel, NativeConditioning, from_native
@@ -94,16 +95,7 @@ def _record_inputs() -> list[io.Input]:
             tooltip="Name of the dataset, a folder in ComfyUI's datasets. Recording goes on where "
             "it stopped when the folder is there already.",
         ),
-        io.Int.Input("width", default=960, min=16, max=8192, step=8, tooltip="Pixels."),
-        io.Int.Input("height", default=544, min=16, max=8192, step=8, tooltip="Pixels."),
-        io.Int.Input(
-            "frames",
-            default=93,
-            min=1,
-            max=1025,
-            step=4,
-            tooltip="Frames of a clip; HunyuanVideo takes 4k+1 (17, 93, 129, ...).",
-        ),
+        *video_size(),
         io.Int.Input(
             "samples_per_prompt",
             default=1,

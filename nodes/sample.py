@@ -11,6 +11,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..accvideo_core.errors import AccVideoError
 from .devices import on_device
+from .inputs import video_size
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import (
@@ -126,16 +127,7 @@ def _sample_inputs() -> list[io.Input]:
             "model", types=[AccVideoModel, AccVideoStudent], tooltip="A teacher or a student."
         ),
         io.Conditioning.Input("conditioning", tooltip="The prompts: one entry, one video each."),
-        io.Int.Input("width", default=960, min=16, max=8192, step=8, tooltip="Pixels."),
-        io.Int.Input("height", default=544, min=16, max=8192, step=8, tooltip="Pixels."),
-        io.Int.Input(
-            "frames",
-            default=93,
-            min=1,
-            max=1025,
-            step=4,
-            tooltip="Frames of a clip; HunyuanVideo takes 4k+1 (17, 93, 129, ...).",
-        ),
+        *video_size(),
         io.Int.Input(
             "seed",
             default=0,
