@@ -126,6 +126,25 @@ def append_lines(path: Path, text: str) -> None:
             os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for the block, waiting for whoever holds it now.
+
+    The system lets go of the lock when its holder dies, however that happens.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: callers must be harmless, if untidy, without the lock
+        yield
+        return
+    with disk_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -29,6 +29,7 @@ from ..errors import AccVideoError
 from ..files import (
     append_lines,
     disk_errors,
+    locked,
     read_json,
     read_safetensors,
     write_json,
@@ -208,12 +209,14 @@ class TrajectoryDataset:
             if not path.exists():
                 meta = {"id": prompt.id, "text": prompt.text}
                 write_safetensors(path, prompt.condition.tensors(), meta)
-        additions, ended = self._additions()
-        known = {id for addition in additions for id in addition}
-        new = {p.id: p.text for p in prompts if p.id not in known}
-        lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in new.items()]
-        if lines or not ended:
-            append_lines(self.folder / "prompts.jsonl", "".join(lines) + "\n")
+        # Without the lock two recorders that start together would list every prompt twice.
+        with locked(self.folder / ".prompts.lock"):
+            additions, ended = self._additions()
+            known = {id for addition in additions for id in addition}
+            new = {p.id: p.text for p in prompts if p.id not in known}
+            lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in new.items()]
+            if lines or not ended:
+                append_lines(self.folder / "prompts.jsonl", "".join(lines) + "\n")
 
     def batches(self) -> list[tuple[str, ...]]:
         """Prompt ids in the groups that are recorded together.
