@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
                 "out --student student.safetensors --prompt "
                 '"a red circle moving left on a plain background"'))  # fmt: skip
     _export(add("export", commands.export, "write a run's last checkpoint as a student file",
-                "runs/traj student.safetensors --dataset clips"))  # fmt: skip
+                "runs/traj student.safetensors"))  # fmt: skip
     _inspect(add("inspect", commands.inspect, "say what a folder or file is",
                  "runs/traj/student.safetensors"))  # fmt: skip
     _compare(add("compare", commands.compare, "measure students against their teacher",
@@ -153,7 +153,6 @@ def _sample(parser: argparse.ArgumentParser) -> None:
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder, finished or not")
     parser.add_argument("out", type=Path, help="student file to write (.safetensors)")
-    parser.add_argument("--dataset", type=Path, required=True, help="the run's dataset folder")
     _teacher(parser)
 
 

@@ -107,9 +107,10 @@ def sample(args: Namespace) -> None:
 
 def export(args: Namespace) -> None:
     """Write a run's last checkpoint as a student file."""
+    from .distill.run import student_of_run
     from .export import save_student
 
-    student = student_of_run(args.run, _teacher(args), _dataset(args))
+    student = student_of_run(args.run, _teacher(args).model)
     save_student(student, args.out)
     print(f"student after {student.info.steps_trained} updates is in {args.out}")
 
@@ -178,39 +179,6 @@ def demo(args: Namespace) -> None:
         code = main(words)
         if code:
             raise SystemExit(code)
-
-
-def student_of_run(run: Path, teacher: Teacher, dataset: TrajectoryDataset) -> Student:
-    """The student at a run's last checkpoint, with averaged weights if the run has them."""
-    from .distill.checkpoint import load_checkpoint
-    from .distill.recipes import Recipe
-    from .distill.student import Student, StudentInfo
-    from .files import read_json
-
-    if not (run / "config.json").is_file():
-        raise AccVideoError(f"{run} is no training run (it has no config.json); choose its folder")
-    recipe = Recipe.from_dict(read_json(run / "config.json")["recipe"])
-    found = load_checkpoint(run)
-    if found is None:
-        raise AccVideoError(f"run {run} has no checkpoint yet; train it first")
-    step, parts = found
-    weights = {n.split(":")[1]: x for n, x in parts["student"].items() if n.startswith("value:")}
-    info = StudentInfo(
-        family=teacher.model.family.name,
-        base=dataset.info.teacher,
-        key_times=recipe.times(dataset.info.time_grid),
-        guidance=dataset.info.guidance,
-        lora=recipe.lora,
-        latent_spec=teacher.model.latent_spec,
-        frames=dataset.info.frames,
-        height=dataset.info.height,
-        width=dataset.info.width,
-        recipe=recipe.as_dict(),
-        steps_trained=step,
-    )
-    student = Student.create(teacher.model, info)
-    student.load_state_dict(parts.get("average") or weights)
-    return student
 
 
 def _train(

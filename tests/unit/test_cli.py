@@ -138,11 +138,13 @@ def test_the_same_commands_again_change_nothing(line_done):
     assert files() == before
 
 
-def test_export_gives_the_student_that_training_gave(line_done, teacher):
-    assert main(["export", "runs/traj", "again.safetensors", "--dataset", "clips"]) == 0
+@pytest.mark.parametrize("run", ["runs/traj", "runs/adv"])
+def test_export_gives_the_student_that_training_gave(line_done, teacher, run):
+    assert main(["export", run, "again.safetensors"]) == 0
     exported = load_student(Path("again.safetensors"), teacher.model)
-    trained = load_student(Path("runs/traj/student.safetensors"), teacher.model)
+    trained = load_student(Path(run) / "student.safetensors", teacher.model)
     assert exported.key_times == trained.key_times
+    assert exported.info.steps_trained == trained.info.steps_trained
     for name, value in trained.state_dict().items():
         assert torch.equal(value, exported.state_dict()[name]), name
 
@@ -207,7 +209,7 @@ def test_inspect_verify_finds_a_flipped_byte(capsys):
         (["distill", "clips", "r", "--set", "lr=fast"], "does not fit the recipe"),
         (["distill", "clips", "r", "--set", "lr=-1"], "recipe.lr is -1"),
         (["tune", "clips", "r", "--student", "none.safetensors"], "none.safetensors"),
-        (["export", "clips", "x.safetensors", "--dataset", "clips"], "clips is no training run"),
+        (["export", "clips", "x.safetensors"], "clips is no training run"),
         (["compare", "r", "--prompt", "x", *SIZE, "--steps", "a"], "'a' is not a whole number"),
         (["compare", "r", "--prompt", "x"], "size of the clips is not known"),
     ],
@@ -257,7 +259,7 @@ def test_recipe_fields_keep_their_types():
 def test_a_run_without_checkpoint_is_not_exported(line_done):
     for path in Path("runs/traj/checkpoints").iterdir():
         path.unlink()
-    assert main(["export", "runs/traj", "x.safetensors", "--dataset", "clips"]) == 2
+    assert main(["export", "runs/traj", "x.safetensors"]) == 2
     with pytest.raises(AccVideoError, match="nothing at"):
         describe(Path("x.safetensors"))
 
