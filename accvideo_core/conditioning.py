@@ -1,6 +1,7 @@
 """Condition: what a model is conditioned on, the same type for every family.
 
-Shapes: B batch, L text tokens, D text width, P pooled width.
+Shapes: B batch, L text tokens, D text width, P pooled width; C', T', H, W channels and size of an
+image's latents; L_i, D_i tokens of an image encoder.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from .errors import AccVideoError
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Text (and later image) conditioning of B samples.
+    """Text and image conditioning of B samples.
 
     `text` [B, L, D]; `mask` [B, L] bool, True for valid tokens, which come first; `pooled` [B, P];
-    `image` whatever an image-conditioned family needs; `guidance` [B], the embedded guidance scale
-    (6.0, not 6000).
+    `image` [B, C', T', H, W] in model space, what an image-to-video family concatenates with the
+    latents or puts in their place; `image_tokens` [B, L_i, D_i] of its image encoder; `guidance`
+    [B], the embedded guidance scale (6.0, not 6000).
     """
 
     text: Tensor
     mask: Tensor | None = None
     pooled: Tensor | None = None
     image: Tensor | None = None
+    image_tokens: Tensor | None = None
     guidance: Tensor | None = None
 
     def __post_init__(self) -> None:

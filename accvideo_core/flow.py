@@ -128,3 +128,21 @@ def vp_to_flow(x: Tensor, alpha: float, s: float) -> tuple[Tensor, float]:
     defined: t = 1, x_t = x / s.
     """
     return x / (alpha + s), s / (alpha + s)
+
+
+def vp_levels(t: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, s) of the variance-preserving state at flow time t: s / alpha = t / (1 - t).
+
+    The inverse of `vp_to_flow` in time; t = 1 is alpha = 0, zero terminal SNR.
+    """
+    norm = torch.hypot(t, 1 - t)
+    return (1 - t) / norm, t / norm
+
+
+def flow_from_vp_v(x_t: Tensor, v_vp: Tensor, t: Tensor) -> Tensor:
+    """Flow velocity eps - x_0 from a variance-preserving network's v = alpha eps - s x_0.
+
+    With x = (alpha + s) x_t: x_0 = alpha x - s v and eps = s x + alpha v.
+    """
+    alpha, s = (expand_time(level, x_t) for level in vp_levels(t))
+    return (alpha + s) * ((s - alpha) * x_t + v_vp)

@@ -22,8 +22,8 @@ from .errors import AccVideoError
 class LatentSpec:
     """Geometry and scaling of one family's latents.
 
-    `stride_t` and `stride_hw` are pixels per latent; `patch` is latents per token along H and W.
-    `scale` and `shift` hold one number, or one per channel.
+    `stride_t` and `stride_hw` are pixels per latent; `patch` and `patch_t` are latents per token
+    along H and W and along T. `scale` and `shift` hold one number, or one per channel.
     """
 
     channels: int
@@ -32,9 +32,10 @@ class LatentSpec:
     scale: tuple[float, ...] = (1.0,)
     shift: tuple[float, ...] = (0.0,)
     patch: int = 1
+    patch_t: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("channels", "stride_t", "stride_hw", "patch"):
+        for name in ("channels", "stride_t", "stride_hw", "patch", "patch_t"):
             if getattr(self, name) < 1:
                 raise AccVideoError(f"LatentSpec.{name} is {getattr(self, name)}; it must be >= 1")
         for name in ("scale", "shift"):
@@ -53,7 +54,10 @@ class LatentSpec:
         return x / self._per_channel(self.scale, x) + self._per_channel(self.shift, x)
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the latents of a video of `frames` x `height` x `width` pixels."""
+        """(C, T, H, W) of the latents of a video of `frames` x `height` x `width` pixels.
+
+        T is rounded up to whole tokens; `crop` takes the surplus off again.
+        """
         if frames < 1 or (frames - 1) % self.stride_t:
             low = max(0, (frames - 1) // self.stride_t) * self.stride_t + 1
             raise AccVideoError(
@@ -67,8 +71,15 @@ class LatentSpec:
                 raise AccVideoError(
                     f"{name} {size} is not a multiple of {multiple}; use {low} or {low + multiple}"
                 )
-        latent_frames = (frames - 1) // self.stride_t + 1
+        latent_frames = -(-self._needed(frames) // self.patch_t) * self.patch_t
         return self.channels, latent_frames, height // self.stride_hw, width // self.stride_hw
+
+    def crop(self, x: Tensor, frames: int) -> Tensor:
+        """[B, C, T, H, W] without the surplus latent frames that lead a video of `frames`."""
+        return x[:, :, max(0, x.shape[2] - self._needed(frames)) :]
+
+    def _needed(self, frames: int) -> int:
+        return (frames - 1) // self.stride_t + 1
 
     def check(self, x: Tensor, what: str = "latents") -> Tensor:
         """`x` itself, after checking that it is [B, C, T, H, W] of this spec and finite."""

@@ -98,7 +98,7 @@ def from_native(conditioning: NativeConditioning, model: VideoModel) -> list[Pro
     """
     prompts = []
     for embedding, extra in conditioning:
-        parts = model.family.from_native(embedding, extra).split()
+        parts = model.family.from_native(embedding, extra, model.latent_spec).split()
         text = extra.get(PROMPT_TEXT, "") if len(parts) == 1 else ""
         prompts += [Prompt.of(text, part) for part in parts]
     if not prompts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..errors import AccVideoError
 from .hunyuan_video import HUNYUAN_VIDEO
 from .video_model import Family, VideoModel
@@ -11,13 +14,29 @@ __all__ = ["FAMILIES", "Family", "VideoModel", "family_of"]
 FAMILIES: dict[str, Family] = {family.name: family for family in (HUNYUAN_VIDEO,)}
 
 
-def family_of(transformer_class: str) -> Family:
-    """The family of a diffusers network, by the name of its class."""
-    for family in FAMILIES.values():
-        if family.transformer_class == transformer_class:
-            return family
-    supported = ", ".join(family.transformer_class for family in FAMILIES.values())
-    raise AccVideoError(
-        f"networks of class {transformer_class!r} are not supported; "
-        f"choose a diffusers folder whose transformer is one of: {supported}"
-    )
+def family_of(
+    transformer_class: str, config: Mapping[str, Any] | None = None, pipeline_class: str = ""
+) -> Family:
+    """The family of a diffusers network.
+
+    Args:
+        transformer_class: name of the network's class.
+        config: its configuration, which tells variants of one class apart.
+        pipeline_class: name of the whole folder's class, where there is one.
+    """
+    known = [f for f in FAMILIES.values() if f.transformer_class == transformer_class]
+    if not known:
+        supported = sorted({family.transformer_class for family in FAMILIES.values()})
+        raise AccVideoError(
+            f"networks of class {transformer_class!r} are not supported; choose a diffusers folder "
+            f"whose transformer is one of: {', '.join(supported)}"
+        )
+    fitting = [family for family in known if family.matches(config or {})]
+    named = [f for f in fitting if not pipeline_class or f.pipeline_class == pipeline_class]
+    if not named:
+        expected = ", ".join(sorted({family.pipeline_class for family in fitting or known}))
+        raise AccVideoError(
+            f"this {pipeline_class or transformer_class} is a kind of model that is not supported; "
+            f"choose a folder of class {expected}"
+        )
+    return named[0]

@@ -74,7 +74,7 @@ def _encode(pipeline: Any, texts: Sequence[str], device: torch.device) -> Condit
     return Condition(text=text.float(), mask=mask.bool(), pooled=pooled.float()).trim()
 
 
-def _from_native(text: Tensor, extra: Mapping[str, Any]) -> Condition:
+def _from_native(text: Tensor, extra: Mapping[str, Any], _spec: LatentSpec) -> Condition:
     """ComfyUI's HunyuanVideo conditioning -> float32 Condition on the CPU.
 
     `text` [B, L, D]; `extra` holds "pooled_output" [B, P] and maybe "attention_mask" [B, L] and
@@ -98,6 +98,8 @@ def _from_native(text: Tensor, extra: Mapping[str, Any]) -> Condition:
 
 HUNYUAN_VIDEO = Family(
     name="hunyuan_video",
+    title="HunyuanVideo",
+    matches=lambda config: not config.get("image_condition_type"),
     transformer_class="HunyuanVideoTransformer3DModel",
     pipeline_class="HunyuanVideoPipeline",
     shift=7.0,

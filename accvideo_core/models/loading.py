@@ -122,12 +122,9 @@ def _check_folder(folder: Path) -> Family:
         )
     index = _read_json(folder / "model_index.json")
     parts = _components(folder)
-    family = family_of(str(parts.get("transformer", "none")))
-    if index.get("_class_name") != family.pipeline_class:
-        raise AccVideoError(
-            f"{folder.name!r} is a {index.get('_class_name')}, which is not supported for this "
-            f"network; choose a {family.pipeline_class} folder"
-        )
+    config = _read_json(folder / "transformer" / "config.json") if "transformer" in parts else {}
+    cls = str(parts.get("transformer", "none"))
+    family = family_of(cls, config, str(index.get("_class_name")))
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
         raise AccVideoError(

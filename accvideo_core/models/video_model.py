@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +18,69 @@ from torch import Tensor, nn
 from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..flow import Times, time_grid
+from ..guidance import Cfg
 from ..latents import LatentSpec
+from .experts import Experts
+
+if TYPE_CHECKING:
+    from .keys.table import KeyTable
+    from .vae import VideoVAE
+
+LOW_RESOLUTION = 480 * 832
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@dataclass(frozen=True, slots=True)
+def _nothing(*_args: Any) -> Any:
+    return None
+
+
+def _any_config(_config: Mapping[str, Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What tells one model family from another. `models/__init__.py` lists them.
 
-    Every callable takes the network (`module`) first, so that an entry is data about diffusers'
-    class and never a subclass of it.
+    Every callable takes the network (`module`, one expert where there are two) first, so that an
+    entry is data about diffusers' class and never a subclass of it.
     """
 
     name: str
+    title: str = ""
+    """What people call it."""
+
+    # Which network it is
     transformer_class: str
     """diffusers class of the network, as `transformer/config.json` names it."""
     pipeline_class: str
     """diffusers class of the whole folder, as `model_index.json` names it."""
+    matches: Callable[[Mapping[str, Any]], bool] = _any_config
+    """Whether a network of the class, by its diffusers configuration, is this family's."""
+    experts: int = 1
+    """Networks that share the work; of two, the first answers while there is much noise."""
+    boundary: float = 0.0
+    """Time at and above which the first of two experts answers."""
+
+    # How it is sampled
+    grid: Callable[[int, float], Times] = time_grid
+    """(steps, shift) -> the family's time grid."""
     shift: float
     """Shift of the official time grid."""
+    shift_low: float | None = None
+    """Official shift at 480 x 832 pixels and fewer, where that differs."""
     steps: int
     """Steps of the official time grid."""
     guidance: float | None
     """Default embedded guidance, or None for a family without a guidance embedding."""
+    cfg: Cfg | None = None
+    """Official classifier-free guidance, or None for a family that is not sampled with any."""
+    negative_prompt: str = ""
+    """Official negative prompt that goes with `cfg`."""
     latent_spec: Callable[[Mapping[str, Any], Mapping[str, Any]], LatentSpec]
-    """(transformer config, VAE config) -> LatentSpec."""
+    """(transformer config, VAE config, empty when there is no VAE) -> LatentSpec."""
+
+    # How it is asked
     forward: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
     """(module, x_t [B,C,T,H,W], t [B] float32, cond) -> v [B,C,T,H,W]."""
     blocks: Callable[[nn.Module], list[nn.Module]]
@@ -52,14 +91,34 @@ class Family:
     """(module, a block's output, shape of x_t) -> [B, T, h, w, D]."""
     lora_targets: tuple[str, ...]
     """Names (suffixes) of the linear layers that adapters go on."""
+    key_table: Callable[[Mapping[str, Any]], KeyTable] = _nothing
+    """(transformer config) -> names between diffusers and the official release."""
+
+    # What it is conditioned on
     encode: Callable[[Any, Sequence[str], torch.device], Condition]
     """(diffusers pipeline without network and VAE, prompts, device) -> Condition."""
-    from_native: Callable[[Tensor, Mapping[str, Any]], Condition]
+    encode_image: Callable[[Any, VideoVAE, str, Tensor, int, torch.device], Condition] | None = None
+    """(pipeline, VAE, prompt, image [H,W,3] in [0,1] of the video's size, frames, device) ->
+    Condition of one sample; None for a text-to-video family."""
+    from_native: Callable[[Tensor, Mapping[str, Any], LatentSpec], Condition]
     """One entry of ComfyUI's CONDITIONING (tensor [1,L,D] and its dictionary) -> Condition."""
 
-    def time_grid(self, steps: int | None = None, shift: float | None = None) -> Times:
-        """The family's own grid, `steps` + 1 falling times."""
-        return time_grid(steps or self.steps, self.shift if shift is None else shift)
+    def time_grid(
+        self,
+        steps: int | None = None,
+        shift: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Times:
+        """The family's own grid, `steps` + 1 falling times.
+
+        `size` is (height, width) in pixels: some families shift small videos less.
+        """
+        return self.grid(steps or self.steps, self.shift_at(size) if shift is None else shift)
+
+    def shift_at(self, size: tuple[int, int] | None) -> float:
+        """The official shift for videos of `size` (height, width)."""
+        small = size is not None and size[0] * size[1] <= LOW_RESOLUTION
+        return self.shift_low if small and self.shift_low is not None else self.shift
 
 
 class _StopForward(Exception):
@@ -86,11 +145,19 @@ class VideoModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+        """The number format it computes in; weights may be stored in fewer bits."""
+        return next(p.dtype for p in self.module.parameters() if p.dtype in COMPUTE_DTYPES)
 
     @property
     def num_blocks(self) -> int:
-        return len(self.family.blocks(self.module))
+        """Blocks of the network, of one expert where there are two."""
+        return len(self.family.blocks(self.expert(1.0)))
+
+    def expert(self, t: float) -> nn.Module:
+        """The network that answers at time t."""
+        if isinstance(self.module, Experts):
+            return self.module.high if t >= self.family.boundary else self.module.low
+        return self.module
 
     def velocity(self, x_t: Tensor, t: float | Tensor, cond: Condition) -> Tensor:
         """v at (x_t, t), shape and device of `x_t` [B, C, T, H, W], in the network's dtype.
@@ -98,9 +165,14 @@ class VideoModel:
         `t` is a number or [B], in flow coordinates (1 noise, 0 data).
         """
         times = self._times(t, x_t)
-        moved = cond.trim().to(self.device, self.dtype)
-        v = self.family.forward(self.module, x_t.to(self.device, self.dtype), times, moved)
-        return v.to(x_t.device)
+        groups = self._by_expert(times)
+        if len(groups) == 1:
+            return self._ask(groups[0][0], x_t, times, cond)
+        v = torch.empty_like(x_t, dtype=self.dtype)
+        for expert, rows in groups:
+            part = self._ask(expert, x_t[rows], times[rows], cond.select(rows.tolist()))
+            v = v.index_copy(0, rows.to(v.device), part)
+        return v
 
     def features(
         self, x_t: Tensor, t: float | Tensor, cond: Condition, blocks: Sequence[int]
@@ -109,7 +181,14 @@ class VideoModel:
 
         The forward pass stops after the last block asked for. Gradients flow to `x_t`.
         """
-        layers = self.family.blocks(self.module)
+        groups = self._by_expert(self._times(t, x_t))
+        if len(groups) > 1:
+            raise AccVideoError(
+                "features of a model with two experts are taken at times on one side of its "
+                f"boundary {self.family.boundary}; split the batch there"
+            )
+        module = groups[0][0]
+        layers = self.family.blocks(module)
         wrong = [i for i in blocks if not 0 <= i < len(layers)]
         if wrong or not blocks:
             raise AccVideoError(
@@ -119,14 +198,14 @@ class VideoModel:
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                found[index] = self.family.tokens(self.module, output, tuple(x_t.shape))
+                found[index] = self.family.tokens(module, output, tuple(x_t.shape))
 
             return hook
 
         def stop(_module: nn.Module, _args: Any) -> None:
             raise _StopForward
 
-        after = [*layers, self.family.tail(self.module)][max(blocks) + 1]
+        after = [*layers, self.family.tail(module)][max(blocks) + 1]
         handles = [layers[i].register_forward_hook(keep(i)) for i in set(blocks)]
         # Stopping before the next module, not inside the last block, leaves a checkpointed block
         # whole.
@@ -158,6 +237,19 @@ class VideoModel:
         if not self._fingerprint:
             self._fingerprint = weight_fingerprint(self.module)
         return self._fingerprint
+
+    def _ask(self, expert: nn.Module, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+        moved = cond.trim().to(self.device, self.dtype)
+        v = self.family.forward(expert, x_t.to(self.device, self.dtype), times, moved)
+        return v.to(x_t.device)
+
+    def _by_expert(self, times: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """Each network that is asked, and the rows of the batch that it answers."""
+        if not isinstance(self.module, Experts):
+            return [(self.module, torch.arange(len(times)))]
+        noisy = (times >= self.family.boundary).cpu()
+        parts = ((self.module.high, noisy), (self.module.low, ~noisy))
+        return [(expert, rows.nonzero().flatten()) for expert, rows in parts if rows.any()]
 
     def _times(self, t: float | Tensor, x_t: Tensor) -> Tensor:
         times = torch.as_tensor(t, dtype=torch.float32, device=self.device)

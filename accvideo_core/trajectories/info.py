@@ -9,6 +9,7 @@ import torch
 
 from ..errors import AccVideoError
 from ..flow import Times, validate_times
+from ..guidance import Cfg
 from ..latents import LatentSpec
 
 FORMAT = 1
@@ -34,6 +35,10 @@ class DatasetInfo:
     """Indices in `time_grid` of the states that are stored."""
     guidance: float | None
     """Embedded guidance of every prompt, or None for a family without."""
+    cfg: Cfg | None = None
+    """Classifier-free guidance of the teacher, or None."""
+    negative: str | None = None
+    """Id of the negative prompt that goes with `cfg`."""
     seed: int
     batch_size: int
     """Records computed together. It decides the last bits, so it belongs to the dataset."""
@@ -86,6 +91,7 @@ class DatasetInfo:
             "latent_spec": LatentSpec.from_dict(data["latent_spec"]),
             "time_grid": tuple(data["time_grid"]),
             "kept": tuple(data["kept"]),
+            "cfg": Cfg(**data["cfg"]) if data.get("cfg") else None,
         }
         return cls(**{**data, **changed})
 

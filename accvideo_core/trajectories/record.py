@@ -24,6 +24,7 @@ from ..conditioning import Condition, Prompt
 from ..errors import AccVideoError
 from ..files import remove_leftovers
 from ..flow import euler_states, key_indices, predict_x0
+from ..guidance import Cfg, Guided, guided
 from ..latents import seeded_noise
 from ..models.video_model import VideoModel
 from ..monitor import Monitor, Progress, silent
@@ -50,6 +51,10 @@ class RecordSpec:
     dtype: str = "bfloat16"
     guidance: float | None = None
     """Embedded guidance; None is what the prompts were encoded with, or else the family's."""
+    cfg: Cfg | None = None
+    """Classifier-free guidance; None is the family's official one, Cfg(1) is none."""
+    shift: float | None = None
+    """Shift of the time grid; None is the family's official one for this size."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_prompt", "steps", "batch_size"):
@@ -77,6 +82,7 @@ def record(
     spec: RecordSpec,
     folder: Path,
     monitor: Monitor = silent,
+    negative: Prompt | None = None,
 ) -> TrajectoryDataset:
     """Record `prompts` into the dataset in `folder`, and go on where an earlier run stopped.
 
@@ -85,14 +91,18 @@ def record(
     add batches and leave earlier ones alone: batches hold one sample number each, and never reach
     from one addition of prompts into the next (see `TrajectoryDataset.batches`). The monitor is
     called after every teacher step; when it raises, all finished batches are on the disk.
+    `negative` is the prompt that classifier-free guidance points away from.
 
     Raises AccVideoError for impossible settings, for a folder that holds a dataset with other ones
     (then nothing is touched), for a state that is not finite, and for a full disk.
     """
     if not prompts:
         raise AccVideoError("no prompts were given; pass at least one")
-    info = dataset_info(model, prompts, spec)
+    info = dataset_info(model, prompts, spec, negative)
+    asked = guided(model, negative.condition if negative else None, info.cfg)
     dataset = TrajectoryDataset.create(folder, info)
+    if negative is not None and info.negative:
+        dataset.add_negative(negative)
     dataset.add_prompts(
         [Prompt(p.id, p.text, p.condition.with_guidance(info.guidance)) for p in prompts]
     )
@@ -102,15 +112,22 @@ def record(
     for batch in batches:
         missing = [id for id in batch.ids(info.seed) if not dataset.has(id)]
         if missing:
-            _record_batch(model, dataset, batch, missing, partial(tally.step, batch))
+            _record_batch(asked, dataset, batch, missing, partial(tally.step, batch))
         tally.finish(batch, computed=bool(missing))
     return dataset
 
 
-def dataset_info(model: VideoModel, prompts: Sequence[Prompt], spec: RecordSpec) -> DatasetInfo:
+def dataset_info(
+    model: VideoModel,
+    prompts: Sequence[Prompt],
+    spec: RecordSpec,
+    negative: Prompt | None = None,
+) -> DatasetInfo:
     """The DatasetInfo of recording `prompts` from `model` as `spec` says."""
-    grid = model.family.time_grid(spec.steps)
+    grid = model.family.time_grid(spec.steps, spec.shift, (spec.height, spec.width))
     kept = spec.kept
+    cfg = model.family.cfg if spec.cfg is None else spec.cfg
+    cfg = None if cfg is None or cfg.none else cfg
     return DatasetInfo(
         family=model.family.name,
         teacher=model.fingerprint,
@@ -122,6 +139,8 @@ def dataset_info(model: VideoModel, prompts: Sequence[Prompt], spec: RecordSpec)
         time_grid=grid,
         kept=key_indices(len(grid) - 1, kept) if isinstance(kept, int) else tuple(kept),
         guidance=_guidance(model, prompts, spec),
+        cfg=cfg,
+        negative=negative.id if negative and cfg else None,
         seed=spec.seed,
         batch_size=spec.batch_size,
         dtype=spec.dtype,
@@ -137,7 +156,7 @@ def plan(dataset: TrajectoryDataset, prompts: Sequence[Prompt], samples: int) ->
 
 
 def rollout(
-    model: VideoModel,
+    model: VideoModel | Guided,
     info: DatasetInfo,
     prompts: Sequence[Prompt],
     sample: int,
@@ -169,7 +188,7 @@ def rollout(
 
 
 def _record_batch(
-    model: VideoModel,
+    model: VideoModel | Guided,
     dataset: TrajectoryDataset,
     batch: Batch,
     missing: Sequence[str],

@@ -205,10 +205,7 @@ class TrajectoryDataset:
                 f"{self.folder.name!r} was begun; use the same text encoder, or another name"
             )
         for prompt in prompts:
-            path = self._prompt_path(prompt.id)
-            if not path.exists():
-                meta = {"id": prompt.id, "text": prompt.text}
-                write_safetensors(path, prompt.condition.tensors(), meta)
+            self._store_prompt(prompt)
         # Without the lock two recorders that start together would list every prompt twice.
         with locked(self.folder / ".prompts.lock"):
             additions, ended = self._additions()
@@ -217,6 +214,10 @@ class TrajectoryDataset:
             lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in new.items()]
             if lines or not ended:
                 append_lines(self.folder / "prompts.jsonl", "".join(lines) + "\n")
+
+    def add_negative(self, prompt: Prompt) -> None:
+        """Store the negative prompt, which has no records of its own."""
+        self._store_prompt(prompt)
 
     def batches(self) -> list[tuple[str, ...]]:
         """Prompt ids in the groups that are recorded together.
@@ -240,13 +241,20 @@ class TrajectoryDataset:
             except AccVideoError as error:
                 faults.append(str(error))
         listed = {id for addition in self._additions()[0] for id in addition}
-        for id in sorted(used | listed):
+        negative = {self.info.negative} if self.info.negative else set()
+        for id in sorted(used | listed | negative):
             try:
                 self.prompt(id)
             except AccVideoError as error:
                 faults.append(str(error))
         lost = [f"prompt {id} is not in prompts.jsonl; record it again" for id in used - listed]
         return faults + sorted(lost)
+
+    def _store_prompt(self, prompt: Prompt) -> None:
+        path = self._prompt_path(prompt.id)
+        if not path.exists():
+            meta = {"id": prompt.id, "text": prompt.text}
+            write_safetensors(path, prompt.condition.tensors(), meta)
 
     def _additions(self) -> tuple[list[list[str]], bool]:
         """Prompt ids by addition, and whether the last addition was ended by its blank line."""

@@ -137,7 +137,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "index cut": (lambda f: cut(f / "model_index.json"), "model_index.json' is not valid JSON"),
     "pipeline": (
         lambda f: edit(f / "model_index.json", _class_name="HunyuanVideoImageToVideoPipeline"),
-        "is a HunyuanVideoImageToVideoPipeline, which is not .*a HunyuanVideoPipeline folder",
+        "HunyuanVideoImageToVideoPipeline is a kind of .* a folder of class HunyuanVideoPipeline",
     ),
     "network": (
         lambda f: edit(f / "model_index.json", transformer=["diffusers", "FluxTransformer2DModel"]),

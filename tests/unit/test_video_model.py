@@ -14,6 +14,7 @@ from accvideo_core.models import FAMILIES, family_of
 from tests import tiny
 
 FAMILY = FAMILIES["hunyuan_video"]
+SPEC = tiny.video_model().latent_spec
 
 
 def plain_forward(module: nn.Module, x, timestep, cond: Condition, guidance):
@@ -197,18 +198,18 @@ def test_lora_targets_name_layers_of_both_kinds_of_block_and_not_the_last_projec
 
 def test_native_conditioning():
     text, pooled = torch.randn(1, 6, 3).half(), torch.randn(1, 2)
-    cond = FAMILY.from_native(text, {"pooled_output": pooled})
+    cond = FAMILY.from_native(text, {"pooled_output": pooled}, SPEC)
     assert torch.equal(cond.text, text.float()) and cond.full_mask().all()
     assert cond.guidance.tolist() == [6.0] and torch.equal(cond.pooled, pooled)
     mask = torch.tensor([[0, 0, 1, 1, 1, 0]])
     extra = {"pooled_output": pooled, "attention_mask": mask, "guidance": 1.0}
-    cond = FAMILY.from_native(text, extra)
+    cond = FAMILY.from_native(text, extra, SPEC)
     assert torch.equal(cond.text, text[:, 2:5].float()) and cond.guidance.tolist() == [1.0]
 
 
 def test_prompts_without_pooled_text_are_refused():
     with pytest.raises(AccVideoError, match="no pooled_output"):
-        FAMILY.from_native(torch.ones(1, 2, 3), {})
+        FAMILY.from_native(torch.ones(1, 2, 3), {}, SPEC)
     bare = Condition(torch.ones(1, 5, tiny.TEXT))
     with pytest.raises(AccVideoError, match="no pooled text embedding"):
         tiny.video_model().velocity(tiny.latents(1), 0.5, bare)

@@ -1,0 +1,26 @@
+"""Experts: two networks of one architecture that share a denoising path (Wan 2.2 A14B)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Experts(nn.Module):
+    """`high` answers while there is much noise, `low` below the family's boundary time."""
+
+    def __init__(self, high: nn.Module, low: nn.Module) -> None:
+        super().__init__()
+        self.high = high
+        self.low = low
+
+    @property
+    def config(self) -> Any:
+        """The configuration that both networks have."""
+        return self.high.config
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Let both recompute activations in their backward passes."""
+        for expert in (self.high, self.low):
+            expert.enable_gradient_checkpointing()  # type: ignore[operator]
