@@ -9,6 +9,7 @@ import torch
 
 from accvideo_core import flow
 from accvideo_core.errors import AccVideoError
+from accvideo_core.latents import key_generator
 from tests import analytic
 
 
@@ -97,6 +98,18 @@ def test_zero_terminal_snr_is_pure_noise():
     eps = torch.ones(3)
     x_t, t = flow.vp_to_flow(eps, 0.0, 1.0)
     assert t == 1.0 and torch.equal(x_t, eps)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.999, 0.5, 0.01])
+def test_flow_velocity_from_a_variance_preserving_network(t: float):
+    x_0, eps = torch.randn(2, 3, 4, 1, 1, 1, dtype=torch.float64, generator=key_generator("vp"))
+    alpha, s = flow.vp_levels(torch.full((3,), t, dtype=torch.float64))
+    assert torch.allclose(alpha**2 + s**2, torch.ones(3, dtype=torch.float64))
+    a, b = float(alpha[0]), float(s[0])
+    x_t, time = flow.vp_to_flow(a * x_0 + b * eps, a, b)
+    assert time == pytest.approx(t) and torch.allclose(x_t, flow.interpolate(x_0, eps, t))
+    v = flow.flow_from_vp_v(x_t, a * eps - b * x_0, torch.full((3,), t, dtype=torch.float64))
+    assert torch.allclose(v, eps - x_0)
 
 
 def test_find_times_by_value_not_by_position():

@@ -19,6 +19,14 @@ def test_shape_of_accvideos_clip():
     assert HUNYUAN.shape(1, 16, 16) == (16, 1, 2, 2)
 
 
+def test_latent_frames_are_rounded_up_to_whole_tokens_and_cropped_again():
+    spec = LatentSpec(2, stride_t=4, stride_hw=8, patch=2, patch_t=2)
+    assert [spec.shape(frames, 16, 16)[1] for frames in (1, 5, 81, 85)] == [2, 2, 22, 22]
+    x = torch.arange(22.0).reshape(1, 1, 22, 1, 1)
+    assert spec.crop(x, 81).flatten().tolist() == list(range(1, 22))
+    assert torch.equal(spec.crop(x, 85), x)
+
+
 def test_model_space_is_shifted_and_scaled_per_channel():
     x = torch.ones(1, 2, 1, 1, 1)
     assert PER_CHANNEL.to_model(x).flatten().tolist() == [0.0, 4.0]
