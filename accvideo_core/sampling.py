@@ -1,13 +1,13 @@
-"""The sampler: Euler along any time grid, for teachers and students alike.
+"""The sampler: any solver along any time grid, for teachers and students alike.
 
 Shapes: B batch, C channels, T latent frames, H, W latent size. Everything in model space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .conditioning import Condition, Prompt
 from .errors import AccVideoError
-from .flow import euler_states, predict_x0, validate_times
+from .flow import predict_x0, validate_times
 from .latents import LatentSpec, seeded_noise
 from .monitor import Monitor, Progress, silent
+from .solvers import solver_named
 
 
 class HasVelocity(Protocol):
@@ -51,35 +52,45 @@ def sample(
     times: Sequence[float],
     monitor: Monitor = silent,
     batch_size: int | None = None,
+    solver: str = "euler",
+    seed: int = 0,
 ) -> Tensor:
-    """Solve dx = v dt from `times[0]` to `times[-1]` with Euler's method (AccVideo, Eq. 5).
+    """Solve dx = v dt from `times[0]` to `times[-1]`.
 
     Args:
         condition: of the B samples, or of one that all share.
-        noise: [B, C, T, H, W], the state at `times[0]`; it is left as it is.
+        noise: [B, C, T, H, W], left as it is. At `times[0]` below 1 the state is that much of it,
+            as in ComfyUI with an empty latent and in rCM.
         times: falling times; a student's own are its key times.
         monitor: called after every step, with a lazy preview of the part at work; may raise.
         batch_size: how many samples go through the network at once; None is all.
+        solver: a name in `SOLVERS`; the default is Euler's method (AccVideo, Eq. 5).
+        seed: of the fresh noise of a solver that draws some.
 
     Returns:
         Model-space latents [B, C, T, H, W], float32 (float64 for float64 noise), where `noise` is.
     """
     grid = validate_times(times)
+    states = solver_named(solver)
     condition = _check(condition, noise)
     size = batch_size or len(noise)
     if size < 1:
         raise AccVideoError(f"batch_size is {batch_size}; it must be at least 1")
     starts = range(0, len(noise), size)
-    total = len(starts) * (len(grid) - 1)
+    steps = len(grid) - 1
     parts = []
     # Plain tensors come out even inside inference mode, so that training may use them.
     with torch.inference_mode(False), torch.no_grad():
+        x_1 = grid[0] * noise.to(torch.promote_types(noise.dtype, torch.float32))
         for number, start in enumerate(starts):
             rows = slice(start, start + size)
-            done = number * (len(grid) - 1)
-            parts.append(
-                _solve(model, condition.select(rows), noise[rows], grid, monitor, done, total)
-            )
+            asked = _Asked(model, condition.select(rows))
+            solution = states(asked.velocity, x_1[rows], grid, seed)
+            x = next(solution)
+            for step, state in enumerate(solution, start=number * steps + 1):
+                x = state
+                monitor(Progress("sample", step, len(starts) * steps, preview=asked.preview()))
+            parts.append(x)
         result = torch.cat(parts)
     if not torch.isfinite(result).all():
         raise AccVideoError(
@@ -89,26 +100,21 @@ def sample(
     return result
 
 
-def _solve(
-    model: HasVelocity,
-    condition: Condition,
-    noise: Tensor,
-    grid: Sequence[float],
-    monitor: Monitor,
-    done: int,
-    total: int,
-) -> Tensor:
-    x_1 = noise.to(torch.promote_types(noise.dtype, torch.float32))
-    states = euler_states(lambda x_t, t: model.velocity(x_t, t, condition), x_1, grid)
-    x_next = x_1
-    for i, (x_t, x_next) in enumerate(pairwise(states)):
-        t, dt = grid[i], grid[i + 1] - grid[i]
+class _Asked:
+    """A model's velocity for a condition, which remembers its last answer for the preview."""
 
-        def preview(x_t: Tensor = x_t, x_next: Tensor = x_next, t: float = t, dt: float = dt):
-            return predict_x0(x_t, (x_next - x_t) / dt, t)
+    def __init__(self, model: HasVelocity, condition: Condition) -> None:
+        self._model = model
+        self._condition = condition
 
-        monitor(Progress("sample", done + i + 1, total, preview=preview))
-    return x_next
+    def velocity(self, x_t: Tensor, t: float) -> Tensor:
+        v = self._model.velocity(x_t, t, self._condition)
+        self._last = (x_t, v, t)
+        return v
+
+    def preview(self) -> Callable[[], Tensor]:
+        """Makes the clean sample that the last velocity pointed at."""
+        return partial(predict_x0, *self._last)
 
 
 def _check(condition: Condition, noise: Tensor) -> Condition:
