@@ -1,0 +1,1 @@
+"""Reference outputs of the official networks and schedulers, which `tests/parity` compares with."""
