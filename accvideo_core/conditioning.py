@@ -85,6 +85,11 @@ class Condition:
         guidance = torch.full((len(self),), float(scale), device=self.text.device)
         return Condition(**{**self.tensors(), "guidance": guidance})
 
+    def without_image(self) -> Condition:
+        """The text alone, for a negative prompt, which takes the images of the prompt it serves."""
+        text_only = {n: x for n, x in self.tensors().items() if n not in ("image", "image_tokens")}
+        return Condition(**text_only)
+
     def fingerprint(self) -> str:
         """SHA-256 of the values, for prompts whose text is not known."""
         digest = hashlib.sha256()

@@ -21,9 +21,10 @@ from ..conditioning import Condition, Prompt
 from ..distill.student import Student
 from ..errors import AccVideoError
 from ..flow import Times, validate_times
+from ..guidance import Guided
 from ..latents import key_generator, seeded_noise
 from ..models.loading import Teacher
-from ..models.video_model import VideoModel
+from ..models.video_model import Family, VideoModel
 from ..monitor import Monitor, Progress, silent
 from ..sampling import SamplePlan, sample
 from . import metrics
@@ -40,7 +41,7 @@ class Contender:
     """A model and the falling times that it is sampled at."""
 
     name: str
-    model: VideoModel | Student
+    model: VideoModel | Guided | Student
     times: Times
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ def compare(
     samples_per_prompt: int = 2,
     plan: SamplePlan | None = None,
     shown: int = 8,
+    asked: Guided | None = None,
 ) -> Report:
     """Measure contenders on the same prompts and noise.
 
@@ -78,6 +80,7 @@ def compare(
         real_clips: real clips that the Frechet distance is taken to.
         plan: size of the clips; None takes a student's own, or the procedural world's.
         shown: prompts whose first clip is kept for pictures.
+        asked: the teacher under its guidance, where it is asked with any.
     """
     prompts = list({prompt.id: prompt for prompt in prompts}.values())
     _check(contenders, prompts, samples_per_prompt, batch_size)
@@ -91,7 +94,7 @@ def compare(
             "so there is no prompt accuracy and no Frechet distance"
         )
     bench = _Bench(teacher, prompts, samples_per_prompt, seed, batch_size, plan, judge, shown)
-    line_up = _with_reference(teacher, contenders)
+    line_up = _with_reference(asked or teacher.model, teacher.model.family, contenders, plan)
     measured = [bench.measure(contender, monitor) for contender in line_up]
     real = bench.measure_real(monitor) if judge else []
     return Report(
@@ -221,13 +224,15 @@ class _Bench:
         )
 
 
-def _with_reference(teacher: Teacher, contenders: Sequence[Contender]) -> list[Contender]:
+def _with_reference(
+    teacher: VideoModel | Guided, family: Family, contenders: Sequence[Contender], plan: SamplePlan
+) -> list[Contender]:
     """The contenders with the teacher on its own grid in front."""
-    grid = teacher.model.family.time_grid()
+    grid = family.time_grid(size=(plan.height, plan.width))
     for i, one in enumerate(contenders):
-        if one.model is teacher.model and one.times == grid:
+        if one.model is teacher and one.times == grid:
             return [one, *contenders[:i], *contenders[i + 1 :]]
-    return [Contender(f"teacher@{len(grid) - 1}", teacher.model, grid), *contenders]
+    return [Contender(f"teacher@{len(grid) - 1}", teacher, grid), *contenders]
 
 
 def _default_plan(contenders: Sequence[Contender], judge: Judge | None) -> SamplePlan:

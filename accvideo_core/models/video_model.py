@@ -34,6 +34,10 @@ def _nothing(*_args: Any) -> Any:
     return None
 
 
+def _same(t: float) -> float:
+    return t
+
+
 def _any_config(_config: Mapping[str, Any]) -> bool:
     return True
 
@@ -77,6 +81,10 @@ class Family:
     """Official classifier-free guidance, or None for a family that is not sampled with any."""
     negative_prompt: str = ""
     """Official negative prompt that goes with `cfg`."""
+    to_sigma: Callable[[float], float] = _same
+    """Time -> the sigma that ComfyUI's samplers call it; the same number for a flow model."""
+    from_sigma: Callable[[float], float] = _same
+    """The inverse of `to_sigma`."""
     latent_spec: Callable[[Mapping[str, Any], Mapping[str, Any]], LatentSpec]
     """(transformer config, VAE config, empty when there is no VAE) -> LatentSpec."""
 
