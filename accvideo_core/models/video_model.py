@@ -153,8 +153,17 @@ class VideoModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format it computes in; weights may be stored in fewer bits."""
-        return next(p.dtype for p in self.module.parameters() if p.dtype in COMPUTE_DTYPES)
+        """The number format it computes in; weights may be stored in fewer bits.
+
+        diffusers keeps some layers of some networks in float32 whatever the rest is in.
+        """
+        module = self.expert(1.0)
+        kept: Sequence[str] = getattr(module, "_keep_in_fp32_modules", None) or ()
+        named = {n: p for n, p in module.named_parameters() if p.dtype in COMPUTE_DTYPES}
+        return next(
+            (p.dtype for n, p in named.items() if not any(part in n for part in kept)),
+            next(iter(named.values())).dtype,
+        )
 
     @property
     def num_blocks(self) -> int:
