@@ -8,14 +8,24 @@ from typing import Any
 from ..errors import AccVideoError
 from .hunyuan_video import HUNYUAN_VIDEO
 from .video_model import Family, VideoModel
+from .wan import WAN22_I2V, WAN22_T2V, WAN22_TI2V, WAN_I2V, WAN_T2V
 
 __all__ = ["FAMILIES", "Family", "VideoModel", "family_of"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (HUNYUAN_VIDEO,)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        HUNYUAN_VIDEO,
+        *(WAN_T2V, WAN_I2V, WAN22_T2V, WAN22_I2V, WAN22_TI2V),
+    )
+}
 
 
 def family_of(
-    transformer_class: str, config: Mapping[str, Any] | None = None, pipeline_class: str = ""
+    transformer_class: str,
+    config: Mapping[str, Any] | None = None,
+    pipeline_class: str = "",
+    experts: int = 1,
 ) -> Family:
     """The family of a diffusers network.
 
@@ -23,6 +33,7 @@ def family_of(
         transformer_class: name of the network's class.
         config: its configuration, which tells variants of one class apart.
         pipeline_class: name of the whole folder's class, where there is one.
+        experts: how many such networks the model consists of.
     """
     known = [f for f in FAMILIES.values() if f.transformer_class == transformer_class]
     if not known:
@@ -32,6 +43,12 @@ def family_of(
             f"whose transformer is one of: {', '.join(supported)}"
         )
     fitting = [family for family in known if family.matches(config or {})]
+    if fitting and all(family.experts != experts for family in fitting):
+        raise AccVideoError(
+            f"{fitting[0].title} consists of {fitting[0].experts} networks, but {experts} was "
+            "given; choose the whole folder, or the high-noise and the low-noise file"
+        )
+    fitting = [family for family in fitting if family.experts == experts]
     named = [f for f in fitting if not pipeline_class or f.pipeline_class == pipeline_class]
     if not named:
         expected = ", ".join(sorted({family.pipeline_class for family in fitting or known}))
