@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import AccVideoError
+from .cogvideox import COGVIDEOX_1_5, COGVIDEOX_2B, COGVIDEOX_5B
 from .hunyuan_video import HUNYUAN_VIDEO
+from .hunyuan_video_i2v import HUNYUAN_VIDEO_I2V, HUNYUAN_VIDEO_I2V_REPLACE
 from .video_model import Family, VideoModel
 from .wan import WAN22_I2V, WAN22_T2V, WAN22_TI2V, WAN_I2V, WAN_T2V
 
@@ -15,8 +17,9 @@ __all__ = ["FAMILIES", "Family", "VideoModel", "family_of"]
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        HUNYUAN_VIDEO,
+        *(HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, HUNYUAN_VIDEO_I2V_REPLACE),
         *(WAN_T2V, WAN_I2V, WAN22_T2V, WAN22_I2V, WAN22_TI2V),
+        *(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_1_5),
     )
 }
 

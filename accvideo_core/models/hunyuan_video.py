@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..latents import LatentSpec
+from .keys.hunyuan_video import key_table
 from .video_model import Family
 
 GUIDANCE = 6.0
@@ -22,7 +23,8 @@ TIMESTEPS = 1000.0  # the network counts time and guidance in thousandths
 
 def _latent_spec(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpec:
     return LatentSpec(
-        channels=transformer.get("in_channels", 16),
+        # Image to video networks have more input channels: the image's.
+        channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
         stride_t=vae.get("temporal_compression_ratio", 4),
         stride_hw=vae.get("spatial_compression_ratio", 8),
         scale=(vae.get("scaling_factor", 0.476986),),
@@ -96,10 +98,16 @@ def _from_native(text: Tensor, extra: Mapping[str, Any], _spec: LatentSpec) -> C
     return joined.with_guidance(float(extra.get("guidance", GUIDANCE)))
 
 
+def _is_text_to_video(config: Mapping[str, Any]) -> bool:
+    """Networks of others that take an image have no condition type, but more channels in."""
+    same = config.get("in_channels", 16) == config.get("out_channels", 16)
+    return same and not config.get("image_condition_type")
+
+
 HUNYUAN_VIDEO = Family(
     name="hunyuan_video",
     title="HunyuanVideo",
-    matches=lambda config: not config.get("image_condition_type"),
+    matches=_is_text_to_video,
     transformer_class="HunyuanVideoTransformer3DModel",
     pipeline_class="HunyuanVideoPipeline",
     shift=7.0,
@@ -118,6 +126,7 @@ HUNYUAN_VIDEO = Family(
         # Numbered, because the network's last layer is called proj_out too and stays as it is.
         *(f"{block}.proj_out" for block in range(100)),
     ),
+    key_table=key_table,
     encode=_encode,
     from_native=_from_native,
 )
