@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from accvideo_core.latents import seeded_noise
+from accvideo_core.latents import key_generator
 
 Tensors = dict[str, Tensor]
 
@@ -25,9 +25,11 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
     Official initialisation leaves gates and biases at zero, where most errors would not show, so
     every parameter is noise: matrices keep the variance of what they are applied to, norms stay
-    near one.
+    near one. The noise is uniform, of variance one: torch's uniform numbers are the same on every
+    processor, its normal ones differ in their last bits.
     """
-    noise = seeded_noise(shape, "parity", seed, name)
+    uniform = torch.rand(shape, generator=key_generator("parity", seed, name))
+    noise = (2 * uniform - 1) * math.sqrt(3)
     if len(shape) == 1:
         return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
     if name.endswith("modulation"):
