@@ -14,10 +14,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,31 +147,59 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Later:
+    """A tensor that is made when it is written and then forgotten, so that one at a time exists."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors (any device and shape) and string metadata, whole or not at all.
 
-    The bytes follow from the arguments alone. Raises AccVideoError when the disk is full.
+    The bytes follow from the arguments alone. Memory beside `tensors` is that of the largest one
+    that has to be made or moved. Raises AccVideoError when the disk is full.
     """
     # Widest elements first keeps every tensor aligned, as the format asks; then by name.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    buffers = {name: _raw(tensors[name]) for name in names}
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     entries: dict[str, Any] = {}
     offset = 0
     for name in names:
-        end = offset + len(buffers[name])
-        shape, dtype = list(tensors[name].shape), _DTYPES[tensors[name].dtype]
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        shape, dtype = list(tensors[name].shape), tensors[name].dtype
+        end = offset + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     meta = dict(sorted((metadata or {}).items()))
-    meta[CHECKSUM] = _checksum(meta, entries, list(buffers.values()))
-    header = json.dumps({"__metadata__": meta, **entries}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
+    digest = _digest(meta, entries)
     with replacing(path) as temp, open(temp, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for buffer in buffers.values():
+        # The checksum is known last and has a fixed length: the header is written twice.
+        file.write(_header(meta, digest.hexdigest(), entries))
+        for name in names:
+            buffer = _made(name, tensors[name])
+            digest.update(buffer)
             file.write(buffer)
+        file.seek(0)
+        file.write(_header(meta, digest.hexdigest(), entries))
+
+
+def _header(meta: Mapping[str, str], checksum: str, entries: Mapping[str, Any]) -> bytes:
+    whole = {"__metadata__": {**meta, CHECKSUM: checksum}, **entries}
+    header = json.dumps(whole, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _made(name: str, x: Tensor | Later) -> memoryview:
+    if not isinstance(x, Later):
+        return _raw(x)
+    made = x.make()
+    if (tuple(made.shape), made.dtype) != (tuple(x.shape), x.dtype):
+        raise ValueError(f"{name} is {tuple(made.shape)} {made.dtype}, not {x.shape} {x.dtype}")
+    return _raw(made)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -185,7 +215,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in header}
     except SafetensorError as error:
         raise AccVideoError(f"{path} is damaged ({error}); delete it and make it again") from error
-    if _checksum(meta, header, [_raw(x) for x in tensors.values()]) != stored:
+    if _checksum(meta, header, map(_raw, tensors.values())) != stored:
         raise AccVideoError(
             f"{path} is damaged: its content does not match its checksum; "
             "delete it and make it again"
@@ -255,12 +285,17 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 
 def _checksum(
-    meta: Mapping[str, str], entries: Mapping[str, Any], buffers: list[memoryview]
+    meta: Mapping[str, str], entries: Mapping[str, Any], buffers: Iterable[memoryview]
 ) -> str:
-    digest = hashlib.sha256(json.dumps([meta, entries], sort_keys=True).encode())
+    digest = _digest(meta, entries)
     for buffer in buffers:
         digest.update(buffer)
     return digest.hexdigest()
+
+
+def _digest(meta: Mapping[str, str], entries: Mapping[str, Any]) -> hashlib._Hash:
+    """A SHA-256 that has seen the header; the data follow in their order."""
+    return hashlib.sha256(json.dumps([meta, entries], sort_keys=True).encode())
 
 
 def _raw(x: Tensor) -> memoryview:
