@@ -135,8 +135,11 @@ class Prompt:
 
     @classmethod
     def of(cls, text: str, condition: Condition) -> Prompt:
-        """The id follows from the text, or from the condition's values when there is no text."""
-        name = hashlib.sha256(text.encode()).hexdigest() if text else condition.fingerprint()
+        """The id follows from the text; from the condition's values where the text does not say
+        all, because there is none or because there is an image.
+        """
+        told = text and condition.image is None
+        name = hashlib.sha256(text.encode()).hexdigest() if told else condition.fingerprint()
         return cls(name[:16], text, condition.trim())
 
 

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..conditioning import Prompt
 from ..errors import AccVideoError
 from . import family_of
+from .experts import Experts
 from .vae import VideoVAE
 from .video_model import Family, VideoModel
 
 PROMPTS_AT_ONCE = 16
+_NETWORKS = ("transformer", "transformer_2")
+"""Folders of a pipeline's networks; of two, the first answers while there is much noise."""
 _T = TypeVar("_T")
 
 
@@ -55,6 +58,32 @@ class Teacher:
             pipeline.to("cpu")  # the encoders of a large model would crowd the network out
         return prompts
 
+    def encode_image(
+        self, text: str, image: Tensor, frames: int, guidance: float | None = None
+    ) -> Prompt:
+        """A text and the image [H, W, 3] in [0, 1] that a video of `frames` begins with -> prompt.
+
+        The image has the video's own height and width. Raises AccVideoError for sizes that do not
+        fit the model, and for a model that takes no image.
+        """
+        family, device = self.model.family, self.model.device
+        if family.encode_image is None:
+            raise AccVideoError(
+                f"{family.title or family.name} takes no image; leave the image out, or load an "
+                "image-to-video model"
+            )
+        if image.dim() != 3 or image.shape[-1] != 3:
+            raise AccVideoError(
+                f"the image has shape {tuple(image.shape)}; expected [height, width, 3]"
+            )
+        self.model.latent_spec.shape(frames, *image.shape[:2])
+        scale = family.guidance if guidance is None else guidance
+        with torch.inference_mode(False), torch.no_grad():
+            pipeline = self._text_pipeline().to(device)
+            condition = family.encode_image(pipeline, self.vae, text, image, frames, device)
+            pipeline.to("cpu")
+        return Prompt.of(text, condition.to("cpu").with_guidance(scale))
+
     @property
     def vae(self) -> VideoVAE:
         """The folder's VAE, in float32 on the network's device."""
@@ -73,14 +102,15 @@ class Teacher:
 
     def _text_pipeline(self) -> Any:
         if self._text is None:
-            _check_weights(self.folder, list(_components(self.folder)))
+            parts = _components(self.folder)
+            _check_weights(self.folder, list(parts))
+            without = {name: None for name in ("vae", *_NETWORKS) if name in parts}
             cls = _diffusers_class(self.model.family.pipeline_class)
             self._text = _reading(
                 self.folder,
                 lambda: cls.from_pretrained(
                     self.folder,
-                    transformer=None,
-                    vae=None,
+                    **without,
                     torch_dtype=self.model.dtype,
                     local_files_only=True,
                     use_safetensors=True,
@@ -101,7 +131,10 @@ def load_teacher(
     folder = Path(folder)
     family = _check_folder(folder)
     configs = [_read_json(folder / part / "config.json") for part in ("transformer", "vae")]
-    module = _load_component(folder, "transformer", device, dtype)
+    networks = [
+        _load_component(folder, name, device, dtype) for name in _NETWORKS[: family.experts]
+    ]
+    module = Experts(*networks) if family.experts == 2 else networks[0]
     spec = family.latent_spec(*configs)
     return Teacher(VideoModel(module, family, spec, source=folder.name), folder)
 
@@ -124,14 +157,15 @@ def _check_folder(folder: Path) -> Family:
     parts = _components(folder)
     config = _read_json(folder / "transformer" / "config.json") if "transformer" in parts else {}
     cls = str(parts.get("transformer", "none"))
-    family = family_of(cls, config, str(index.get("_class_name")))
+    networks = [name for name in _NETWORKS if name in parts]
+    family = family_of(cls, config, str(index.get("_class_name")), experts=max(1, len(networks)))
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
         raise AccVideoError(
             f"{str(folder)!r} lacks the folder {missing[0]!r} that its model_index.json names; "
             "download the model again"
         )
-    _check_weights(folder, ["transformer", "vae"])
+    _check_weights(folder, [*networks, "vae"])
     return family
 
 
