@@ -99,7 +99,7 @@ def read(shapes: Shapes) -> tuple[str, dict[str, Any]]:
         "attention_bias": shapes.get("transformer_blocks.0.attn1.to_q", "bias") is not None,
         "patch_size": size,
         "patch_size_t": 2 if newer else None,
-        "patch_bias": not newer,
+        "patch_bias": not newer and shapes.get("patch_embed.proj", "bias") is not None,
         **_positions(rotary=not small, newer=newer),
     }
 
