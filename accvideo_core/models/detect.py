@@ -48,7 +48,7 @@ class Detected:
 
     family: Family
     naming: str
-    """ "native" or "diffusers"."""
+    """Whose names the file has: native or diffusers."""
     config: dict[str, Any]
     """Arguments of diffusers' class that make a network of these shapes."""
     parameters: int
@@ -64,8 +64,8 @@ def detect(
 
     Args:
         shapes: names, as the file has them or canonical, and logical shapes of all tensors.
-        metadata: the file's header; a diffusers configuration under "config" overrides what is
-            read from shapes, which matters for what they do not show (heads, axes of positions).
+        metadata: the file's header; a diffusers configuration under "config" states what no
+            tensor shows (Wan's heads, axes of positions, ...) and overrides nothing else.
         variant: family to take it for, among those with the same tensors. A token-replace
             HunyuanVideo-I2V has every tensor of text to video and is found only so, and one expert
             of Wan 2.2 A14B text to video every tensor of Wan 2.1.
@@ -211,7 +211,7 @@ _BASE = "choose the text-to-video or image-to-video model it came from"
 _OTHER = "choose a HunyuanVideo, Wan or CogVideoX model"
 
 FOREIGN: tuple[tuple[str, str, str], ...] = (
-    (r"\.(lora_[AB]|lora_down|lora_up|lora_[AB]\.default|hada_w1_a|lokr_w1|diff|diff_b)\b",
+    (r"\.(lora_[AB]|lora_down|lora_up|hada_w1_a|lokr_w1|diff|diff_b)\b",
      "a LoRA", _LORA),
     (r"^lora_unet_", "a LoRA", _LORA),
     # Relatives of the supported networks
