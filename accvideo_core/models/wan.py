@@ -3,8 +3,8 @@
 Shapes: B batch, C channels, T latent frames, H, W; L text tokens, D token width; h, w token grid.
 
 The time grid is the release's own (`get_sampling_sigmas` of its DPM++ solver): uniform from 1 to 0,
-then shifted. Its other solver, UniPC (diffusers' `flow_shift`), starts at .999 before the shift,
-and so lies within .001 (u = 1) of this grid.
+then shifted. The grid of UniPC, its other solver, lies within .001 of it before the shift: it
+begins at .999, or, in diffusers (`flow_shift`), heads for .001.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def _is(inputs: int, outputs: int, clip: bool = False):
     return matches
 
 
-def _ask(module: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """The network at time `t`, [B] or [B, T*h*w]; float32, and so are its sinusoids."""
+def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """The network's answer; `t` may be [B, T*h*w], of every token. Its sinusoids are float32."""
     config = module.config
     if cond.text.shape[-1] != config.text_dim:
         raise AccVideoError(
@@ -120,17 +120,13 @@ def _ask(module: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         )
     text = cond.text.masked_fill(~cond.full_mask().unsqueeze(-1), 0)
     return module(
-        hidden_states=x,
+        hidden_states=x_t,
         timestep=t * TIMESTEPS,
         # Longer texts are cut, as the release's tokenizer cuts them.
         encoder_hidden_states=nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1])),
         encoder_hidden_states_image=None if config.image_dim is None else cond.image_tokens,
         return_dict=False,
     )[0]
-
-
-def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    return _ask(module, x_t, t, cond)
 
 
 def _forward_i2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -150,7 +146,7 @@ def _forward_i2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor
         )
     expected = (module.config.in_channels - x_t.shape[1], *x_t.shape[2:])
     _check_image(cond.image, expected)
-    return _ask(module, torch.cat([x_t, cond.image], dim=1), t, cond)
+    return _forward(module, torch.cat([x_t, cond.image], dim=1), t, cond)
 
 
 def _forward_ti2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -161,7 +157,7 @@ def _forward_ti2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tenso
     to the image and is the image at t = 0. So states, steps and losses need no special case.
     """
     if cond.image is None:
-        return _ask(module, x_t, t, cond)
+        return _forward(module, x_t, t, cond)
     given = cond.image.shape[2]
     _check_image(cond.image, (x_t.shape[1], min(given, x_t.shape[2]), *x_t.shape[3:]))
     _, patch_h, patch_w = module.config.patch_size
@@ -169,7 +165,7 @@ def _forward_ti2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tenso
     times[:, :given] = 0
     tokens = (x_t.shape[3] // patch_h) * (x_t.shape[4] // patch_w)
     x = torch.cat([cond.image, x_t[:, :, given:]], dim=2)
-    v = _ask(module, x, times.repeat_interleave(tokens, dim=1), cond)
+    v = _forward(module, x, times.repeat_interleave(tokens, dim=1), cond)
     rate = torch.where(t > 0, 1 / t, torch.zeros_like(t))
     v_given = expand_time(rate, x_t) * (x_t[:, :, :given] - cond.image)
     return torch.cat([v_given.to(v.dtype), v[:, :, given:]], dim=2)
@@ -216,6 +212,13 @@ def _trimmed(text: Tensor) -> Condition:
 
 def _encode(pipeline: Any, texts: Sequence[str], device: torch.device) -> Condition:
     """UMT5 of a diffusers Wan pipeline, which cleans prompts as the release does."""
+    from diffusers.utils import is_ftfy_available
+
+    if not is_ftfy_available():
+        raise AccVideoError(
+            "Wan's prompts are cleaned with the package ftfy, which is not installed; install it "
+            "with: pip install ftfy"
+        )
     text, _ = pipeline.encode_prompt(
         prompt=list(texts),
         do_classifier_free_guidance=False,
