@@ -71,6 +71,7 @@ def _samplers(roots: dict[str, Path]) -> Iterator[tuple[str, str, Make]]:
         official_file = wan / "wan/utils/fm_solvers_unipc.py"
         make = partial(samplers.wan_unipc, official_file, steps, shift)
         yield f"sampler_wan_{kind}_unipc", "wan21", make
+        yield f"sampler_wan_{kind}_dpm", "wan21", partial(samplers.wan_sigmas, wan, steps, shift)
 
 
 def main() -> None:

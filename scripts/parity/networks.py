@@ -46,6 +46,8 @@ class Case:
     """Valid text tokens of every sample."""
     image_shape: tuple[int, ...] = ()
     """[C', T'] of the image condition, none when empty."""
+    replaced: int = 0
+    """Latent frames that the image takes the place of."""
     seed: int = 0
 
     def noise(self, name: str, *shape: int) -> Tensor:
@@ -64,6 +66,7 @@ def make(case: Case, code: ModuleType) -> tuple[Tensors, dict[str, Any]]:
         "config": {**case.config},
         "parameters": {name: list(p.shape) for name, p in network.named_parameters()},
         "blocks": sum(name.startswith("block.") for name in tensors),
+        "replaced": case.replaced,
     }
     return tensors, info
 
@@ -127,9 +130,7 @@ def run_hunyuan(case: Case, code: ModuleType) -> tuple[nn.Module, Tensors]:
     if config.get("guidance_embed"):
         tensors["guidance"] = torch.tensor([6.0, 3.5])[: len(x)]
     if "image" in tensors:
-        concat = args.i2v_condition_type == "latent_concat"
-        image = tensors["image"]
-        x = torch.cat([x, image], 1) if concat else torch.cat([image, x[:, :, 1:]], 2)
+        x = _with_image(x, tensors["image"], args.i2v_condition_type)
     # Two padded tokens more than any sample needs, of values that must have no influence.
     noise = case.noise("padding", *tensors["text"].shape[:1], tensors["text"].shape[1] + 2, TEXT)
     padded = nn.functional.pad(tensors["mask"], (0, 2))
@@ -143,6 +144,17 @@ def run_hunyuan(case: Case, code: ModuleType) -> tuple[nn.Module, Tensors]:
         x, times, text, padded.long(), tensors["pooled"], cos, sin, guidance, return_dict=False
     )
     return network, tensors
+
+
+def _with_image(x: Tensor, image: Tensor, kind: str) -> Tensor:
+    """The network's input as the official pipeline puts it together from one latent frame."""
+    if kind == "token_replace":
+        return torch.cat([image, x[:, :, 1:]], 2)
+    repeated = image.repeat(1, 1, x.shape[2], 1, 1)
+    repeated[:, :, 1:] = 0
+    mask = torch.ones_like(repeated[:, :1])
+    mask[:, :, 1:] = 0
+    return torch.cat([x, repeated, mask], 1)
 
 
 def _hunyuan_rope(code: ModuleType, case: Case) -> tuple[Tensor | None, Tensor | None]:
@@ -286,7 +298,7 @@ CASES: tuple[Case, ...] = (
         "hunyuan_i2v",
         channels=9,
         kind="latent_concat",
-        image_shape=(5, 3),
+        image_shape=(4, 1),
         seed=3,
     ),
     _hunyuan(
@@ -295,6 +307,7 @@ CASES: tuple[Case, ...] = (
         "hunyuan_i2v",
         kind="token_replace",
         image_shape=(4, 1),
+        replaced=1,
         seed=4,
     ),
     _wan("wan_t2v", "wan_t2v", seed=5),
@@ -328,6 +341,7 @@ CASES: tuple[Case, ...] = (
         kind="ti2v",
         run=run_wan_in_place,
         image_shape=(48, 1),
+        replaced=1,
         seed=12,
     ),
 )

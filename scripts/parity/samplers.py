@@ -63,6 +63,13 @@ def wan_unipc(file: Path, steps: int, shift: float, first_shift: float = 1.0) ->
     return _states(scheduler, seed=33), {"steps": steps, "shift": shift, "seed": 33}
 
 
+def wan_sigmas(root: Path, steps: int, shift: float) -> Reference:
+    """The grid of Wan's other solver, DPM++."""
+    code: Any = single("wan_dpm", root / "wan/utils/fm_solvers.py")
+    sigmas = torch.from_numpy(code.get_sampling_sigmas(steps, shift))
+    return {"sigmas": torch.cat([sigmas, sigmas.new_zeros(1)]).float()}, {"shift": shift}
+
+
 def _states(scheduler: Any, seed: int) -> Tensors:
     """Sigmas [K], timesteps [K - 1] and states [K, 1, C, T, H, W] of a whole solution."""
     x = seeded_noise(SHAPE, "parity", seed, "input", "x_1")
