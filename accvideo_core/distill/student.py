@@ -27,6 +27,7 @@ from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..flow import Times, validate_times
 from ..latents import LatentSpec, key_generator
+from ..models.quantised import trainable_in_full
 from ..models.video_model import VideoModel
 
 _ADAPTER = "default"
@@ -142,6 +143,8 @@ class Student:
         # ComfyUI runs nodes in inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), torch.no_grad():
             if info.lora is None:
+                if reason := trainable_in_full(teacher.module):
+                    raise AccVideoError(reason)
                 module = copy.deepcopy(teacher.module).float().requires_grad_(True)
             else:
                 module = shared_copy(teacher.module)

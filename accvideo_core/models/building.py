@@ -237,10 +237,10 @@ class Network:
             entry = self.checkpoint.entries[self._keys[name]]
             if entry.quant_type is not None:
                 kind = _unsupported_gguf(entry.quant_type)
-            elif entry.dtype is None or not (entry.dtype.is_floating_point or name in self._formats):
-                kind = str(entry.dtype).removeprefix("torch.")
-            else:
+            elif entry.dtype is not None and entry.dtype.is_floating_point or name in self._formats:
                 continue
+            else:
+                kind = str(entry.dtype or "4-bit floats or the like").removeprefix("torch.")
             if kind:
                 raise AccVideoError(
                     f"the weight {name!r} in {str(self.checkpoint.path)!r} is stored in a number "

@@ -1,32 +1,33 @@
-"""Teacher: a diffusers pipeline folder as the recorder, the trainer and the nodes want it.
+"""Teacher: a network with its text encoders and VAE, as recorder, trainer and nodes want it.
 
-Nothing is fetched: a folder is complete or it is refused. The network is loaded at once; VAE and
-text encoders, which need memory of their own, when they are first used.
+A teacher comes from a diffusers pipeline folder, from a folder or file of the network alone, or
+from the two files of a pair of networks. The network is loaded at once; VAE and text encoders,
+which need memory of their own, when they are first used. Nothing is fetched.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..conditioning import Prompt
 from ..errors import AccVideoError
-from . import family_of
+from .building import Network
+from .checkpoint import open_checkpoint
 from .experts import Experts
+from .pipeline_folder import diffusers_class, is_pipeline, load_text_pipeline, open_networks
 from .vae import VideoVAE
+from .vae_file import load_vae, vae_config
 from .video_model import Family, VideoModel
 
 PROMPTS_AT_ONCE = 16
-_NETWORKS = ("transformer", "transformer_2")
-"""Folders of a pipeline's networks; of two, the first answers while there is much noise."""
-_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -35,6 +36,11 @@ class Teacher:
 
     model: VideoModel
     folder: Path
+    """The pipeline folder; for a teacher without one, the (first) file it was loaded from."""
+    sources: tuple[Path, ...] = ()
+    """The folder or the files that were given."""
+    vae_path: Path | None = None
+    """Folder or file of the VAE, if there is one."""
     _text: Any = field(default=None, repr=False)
     _vae: VideoVAE | None = field(default=None, repr=False)
 
@@ -57,6 +63,14 @@ class Teacher:
                     prompts.append(Prompt.of(text, condition.with_guidance(scale)))
             pipeline.to("cpu")  # the encoders of a large model would crowd the network out
         return prompts
+
+    @property
+    def has_text_encoders(self) -> bool:
+        return is_pipeline(self.folder)
+
+    def encode_negative(self) -> Prompt:
+        """The family's official negative prompt, for classifier-free guidance."""
+        return self.encode_prompts([self.model.family.negative_prompt])[0]
 
     def encode_image(
         self, text: str, image: Tensor, frames: int, guidance: float | None = None
@@ -86,9 +100,14 @@ class Teacher:
 
     @property
     def vae(self) -> VideoVAE:
-        """The folder's VAE, in float32 on the network's device."""
+        """The VAE, in float32 on the network's device."""
         if self._vae is None:
-            module = _load_component(self.folder, "vae", self.model.device, torch.float32)
+            if self.vae_path is None:
+                raise AccVideoError(
+                    f"{self.folder.name!r} holds the network alone and no VAE; use ComfyUI's VAE "
+                    "nodes, or load the teacher together with a VAE or from its diffusers folder"
+                )
+            module = load_vae(self.vae_path, self.model.device)
             self._vae = VideoVAE(module, self.model.latent_spec)
         return self._vae
 
@@ -102,155 +121,108 @@ class Teacher:
 
     def _text_pipeline(self) -> Any:
         if self._text is None:
-            parts = _components(self.folder)
-            _check_weights(self.folder, list(parts))
-            without = {name: None for name in ("vae", *_NETWORKS) if name in parts}
-            cls = _diffusers_class(self.model.family.pipeline_class)
-            self._text = _reading(
-                self.folder,
-                lambda: cls.from_pretrained(
-                    self.folder,
-                    **without,
-                    torch_dtype=self.model.dtype,
-                    local_files_only=True,
-                    use_safetensors=True,
-                ),
-            )
-            self._text.set_progress_bar_config(disable=True)
+            if not is_pipeline(self.folder):
+                raise AccVideoError(
+                    f"{self.folder.name!r} holds the network alone and no text encoders; encode "
+                    "prompts with ComfyUI's CLIP nodes, or load the teacher from its diffusers "
+                    "folder"
+                )
+            cls = self.model.family.pipeline_class
+            self._text = load_text_pipeline(self.folder, cls, self.model.dtype)
         return self._text
 
 
 def load_teacher(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: Path | str | Sequence[Path | str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    vae: Path | None = None,
+    free_memory: int | None = None,
 ) -> Teacher:
-    """Load a diffusers pipeline folder, offline; the network is frozen and in eval mode.
+    """Load a teacher, offline; its network is frozen and in eval mode.
+
+    Args:
+        source: a diffusers pipeline folder; the folder, file or any shard of a network; or two of
+            the latter, the high-noise and the low-noise network of a pair.
+        dtype: of the weights; what a file has packed (fp8, GGUF) stays packed and is computed in
+            `dtype`.
+        variant: family to take a network for that its tensors cannot tell from another.
+        vae: folder of a diffusers VAE or Wan's official file, in place of the pipeline folder's.
+        free_memory: bytes that the weights may take; more is refused before anything is read.
 
     Raises:
-        AccVideoError: the folder is missing, foreign, incomplete or damaged.
+        AccVideoError: the source is missing, foreign, incomplete, damaged or too large.
     """
-    folder = Path(folder)
-    family = _check_folder(folder)
-    configs = [_read_json(folder / part / "config.json") for part in ("transformer", "vae")]
-    networks = [
-        _load_component(folder, name, device, dtype) for name in _NETWORKS[: family.experts]
-    ]
-    module = Experts(*networks) if family.experts == 2 else networks[0]
-    spec = family.latent_spec(*configs)
-    return Teacher(VideoModel(module, family, spec, source=folder.name), folder)
-
-
-def _check_folder(folder: Path) -> Family:
-    """The family of a folder that has every part its index names."""
-    if not folder.exists():
-        raise AccVideoError(f"teacher folder {str(folder)!r} does not exist; check the path")
-    if not folder.is_dir():
+    single = isinstance(source, (str, Path))
+    sources = tuple(Path(path) for path in ([source] if single else source))
+    if len(sources) not in (1, 2):
         raise AccVideoError(
-            f"{str(folder)!r} is a file; choose the diffusers pipeline folder (with its "
-            "model_index.json), not a single checkpoint"
+            f"a teacher is loaded from one file or folder or from a pair, and {len(sources)} were "
+            "given; give one, or the high-noise and the low-noise file"
         )
-    if not (folder / "model_index.json").is_file():
-        raise AccVideoError(
-            f"{str(folder)!r} has no model_index.json, so it is not a diffusers pipeline folder; "
-            "choose the folder that holds model_index.json, transformer and vae"
-        )
-    index = _read_json(folder / "model_index.json")
-    parts = _components(folder)
-    config = _read_json(folder / "transformer" / "config.json") if "transformer" in parts else {}
-    cls = str(parts.get("transformer", "none"))
-    networks = [name for name in _NETWORKS if name in parts]
-    family = family_of(cls, config, str(index.get("_class_name")), experts=max(1, len(networks)))
-    missing = [name for name in parts if not (folder / name).is_dir()]
-    if missing:
-        raise AccVideoError(
-            f"{str(folder)!r} lacks the folder {missing[0]!r} that its model_index.json names; "
-            "download the model again"
-        )
-    _check_weights(folder, [*networks, "vae"])
-    return family
+    if not sources[0].exists():
+        raise AccVideoError(f"teacher {str(sources[0])!r} does not exist; check the path")
+    pipeline = len(sources) == 1 and is_pipeline(sources[0])
+    family, networks = open_networks(sources[0]) if pipeline else _open_files(sources, variant)
+    vae_path = sources[0] / "vae" if pipeline and vae is None else vae
+    config = {} if vae_path is None else vae_config(Path(vae_path))
+    spec = family.latent_spec(networks[0].config, config)
+    name = " and ".join(path.name for path in sources)
+    _check_memory(name, family, networks, dtype, free_memory)
+    modules = [network.load(device, dtype) for network in networks]
+    module = Experts(*modules) if len(modules) == 2 else modules[0]
+    model = VideoModel(module, family, spec, source=name)
+    return Teacher(model, sources[0], sources, None if vae_path is None else Path(vae_path))
 
 
-def _components(folder: Path) -> dict[str, str]:
-    """Name -> class of every part that the folder's index lists."""
-    index = _read_json(folder / "model_index.json")
-    named = {name: value for name, value in index.items() if isinstance(value, list)}
-    return {name: value[1] for name, value in named.items() if len(value) == 2 and value[1]}
+def _open_files(sources: Sequence[Path], variant: str | None) -> tuple[Family, list[Network]]:
+    """The family that the tensors of one network or of a pair show, and the networks."""
+    from .detect import detect, pair
 
-
-def _check_weights(folder: Path, names: Sequence[str]) -> None:
-    """Open every safetensors file, so that a damaged one is named (its header tells its size)."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(path for name in names for path in (folder / name).glob("*.safetensors")):
+    found, networks = [], []
+    for path in sources:
+        checkpoint = open_checkpoint(path)
+        metadata = dict(checkpoint.metadata)
+        if (path / "config.json").is_file():
+            metadata["config"] = (path / "config.json").read_text(encoding="utf-8")
         try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise AccVideoError(
-                f"{str(path)!r} is damaged or cut short ({error}); download it again"
-            ) from error
-
-
-def _load_component(
-    folder: Path, name: str, device: torch.device | str, dtype: torch.dtype
-) -> nn.Module:
-    """One frozen diffusers model of the folder."""
-    from diffusers.utils import is_accelerate_available
-
-    cls = _diffusers_class(_components(folder)[name])
-    _check_weights(folder, [name])
-    # Parameters made inside inference mode could never be trained against.
-    with torch.inference_mode(False):
-        module, info = _reading(
-            folder / name,
-            lambda: cls.from_pretrained(
-                folder / name,
-                torch_dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=is_accelerate_available(),
-                output_loading_info=True,
-            ),
-        )
-        if info["missing_keys"]:
-            raise AccVideoError(
-                f"{str(folder / name)!r} lacks {len(info['missing_keys'])} of the network's "
-                f"weights (such as {sorted(info['missing_keys'])[0]}); download the model again"
-            )
-        return module.to(device).eval().requires_grad_(False)
-
-
-def _diffusers_class(name: str) -> Any:
-    import diffusers
-
-    cls = getattr(diffusers, name, None)
-    if cls is None:
+            seen = detect(checkpoint.shapes, metadata=metadata, variant=variant)
+        except AccVideoError as error:
+            raise AccVideoError(f"{path.name!r} cannot be loaded: {error}") from error
+        table = seen.family.key_table(seen.config) if seen.naming == "native" else None
+        cls = diffusers_class(seen.family.transformer_class)
+        networks.append(Network(checkpoint, cls, seen.config, table))
+        found.append(seen)
+    family = pair(*found) if len(found) == 2 else found[0].family
+    if family.experts != len(networks):
         raise AccVideoError(
-            f"diffusers {diffusers.__version__} has no class {name!r}; update diffusers"
+            f"{sources[0].name!r} is one of the two networks of {family.title or family.name}; "
+            "give the high-noise and the low-noise file together"
         )
-    return cls
+    return family, networks
 
 
-def _reading(path: Path, load: Callable[[], _T]) -> _T:
-    """`load()`, with whatever the libraries say about a bad folder turned into one sentence."""
-    try:
-        with warnings.catch_warnings():
-            # New diffusers call the argument dtype, old ones know only torch_dtype.
-            warnings.simplefilter("ignore", FutureWarning)
-            return load()
-    except Exception as error:  # tokenizers raises the bare class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _check_memory(
+    name: str,
+    family: Family,
+    networks: Sequence[Network],
+    dtype: torch.dtype,
+    free: int | None,
+) -> None:
+    """Say what loading will take, and refuse what does not fit."""
+    needed = sum(network.bytes(dtype) for network in networks)
+    parameters = sum(x.numel() for network in networks for x in network.module.parameters())
+    number = str(dtype).removeprefix("torch.")
+    _log.info(
+        "%s: %s, %.2f billion parameters, about %.2f GB to be computed with in %s",
+        *(name, family.title or family.name, parameters / 1e9, needed / 1e9, number),
+    )
+    if free is not None and needed > free:
+        narrower = "" if dtype.itemsize <= 2 else "load it in bfloat16, "
         raise AccVideoError(
-            f"{str(path)!r} could not be loaded ({reason}); check that the download is complete"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AccVideoError(f"{str(path)!r} cannot be read; download the model again") from error
-    except ValueError as error:
-        raise AccVideoError(f"{str(path)!r} is not valid JSON; download it again") from error
-    if not isinstance(value, dict):
-        raise AccVideoError(f"{str(path)!r} is not a JSON object; download it again")
-    return value
+            f"loading {name!r} in {number} takes about {needed / 1e9:.2f} GB of memory and only "
+            f"{free / 1e9:.2f} GB are free; {narrower}choose an fp8 or GGUF file or a smaller "
+            "model, or close other programs"
+        )

@@ -9,7 +9,6 @@ Shapes: O output features, I input features, R rank of a LoRA.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,7 +89,8 @@ class Fp8Linear(PackedLinear):
         values = self.weight.reshape(-1)[index].view(self.format).float()
         if self.scale is None:
             return values
-        return values * (self.scale if self.scale.dim() == 0 else self.scale[index // self.in_features, 0])
+        rows = self.scale.expand(self.out_features, 1)[:, 0]
+        return values * rows[index // self.in_features]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
         """Follow to another device, but keep the scale float32 whatever the dtype asked for."""
@@ -163,10 +163,9 @@ def gguf_dense(packed: Tensor, quant_type: int, dtype: torch.dtype) -> Tensor:
     import gguf
     from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        kind = gguf.GGMLQuantizationType(quant_type)
-        return dequantize_gguf_tensor(GGUFParameter(packed, quant_type=kind)).to(dtype)
+    kind = gguf.GGMLQuantizationType(quant_type)
+    blocks = GGUFParameter(packed, quant_type=kind)  # type: ignore[call-arg]
+    return dequantize_gguf_tensor(blocks).to(dtype)
 
 
 def packed_weights(module: nn.Module) -> dict[str, PackedLinear]:

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, T latent frames, H, W latent size; h, w token grid;
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ..flow import Times, time_grid
 from ..guidance import Cfg
 from ..latents import LatentSpec
 from .experts import Experts
+from .quantised import packed_weights
 
 if TYPE_CHECKING:
     from .keys.table import KeyTable
@@ -274,14 +276,24 @@ class VideoModel:
 
 
 def weight_fingerprint(module: nn.Module, samples: int = 64) -> str:
-    """Fingerprint of a network's base weights, cheap enough for 13 billion parameters."""
+    """Fingerprint of a network's base weights, cheap enough for 13 billion parameters.
+
+    Of fp8 and GGUF weights the numbers count that they stand for, which packing has rounded: such
+    a file has another fingerprint than the bf16 file it was made from.
+    """
     digest = hashlib.sha256()
+    packed = packed_weights(module)
     for name, x in sorted(base_state_dict(module).items()):
-        flat = x.detach().reshape(-1)
-        stride = max(1, flat.numel() // samples)
-        values = flat[::stride][:samples].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {tuple(x.shape)}".encode())
-        digest.update(values.view(torch.int16).numpy().tobytes())
+        layer = packed.get(name)
+        shape = tuple(x.shape) if layer is None else (layer.out_features, layer.in_features)
+        stride = max(1, math.prod(shape) // samples)
+        if layer is None:
+            values = x.detach().reshape(-1)[::stride][:samples]
+        else:
+            index = torch.arange(0, math.prod(shape), stride, device=x.device)[:samples]
+            values = layer.elements(index)
+        digest.update(f"{name} {shape}".encode())
+        digest.update(values.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
