@@ -68,7 +68,7 @@ def network_time(t: Tensor, shift: float) -> Tensor:
     A time of the table gives its own integer exactly, because the table is rounded as `t` is.
     """
     times = vp_times(shift).to(t.device, t.dtype)
-    below = (torch.searchsorted(times, t, right=True) - 1).clamp(0, TRAIN_STEPS - 2)
+    below = (torch.searchsorted(times, t.contiguous(), right=True) - 1).clamp(0, TRAIN_STEPS - 2)
     fraction = (t - times[below]) / (times[below + 1] - times[below])
     return below + fraction.clamp(0, 1)
 
@@ -114,7 +114,7 @@ def _forward(shift: float, module: Any, x_t: Tensor, t: Tensor, cond: Condition)
     return flow_from_vp_v(x_t, v.transpose(1, 2), t).to(x_t.dtype)
 
 
-def _rotary(config: Any, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
+def _rotary(config: Any, x_t: Tensor) -> Any:
     """Rotary embeddings (cos, sin) of the tokens of `x_t`, or None for a network with sinusoids.
 
     Without time patches, positions are stretched over the trained size; with them, they count.
