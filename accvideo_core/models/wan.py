@@ -9,7 +9,7 @@ begins at .999, or, in diffusers (`flow_shift`), heads for .001.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ from ..errors import AccVideoError
 from ..flow import expand_time
 from ..guidance import Cfg
 from ..latents import LatentSpec
+from .keys.wan import key_table
 from .video_model import Family
 
 if TYPE_CHECKING:
-    from .keys.table import KeyTable
     from .vae import VideoVAE
 
 TIMESTEPS = 1000.0  # the network counts time in thousandths
@@ -96,7 +96,7 @@ def _latent_spec(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Late
     )
 
 
-def _is(inputs: int, outputs: int, clip: bool = False):
+def _is(inputs: int, outputs: int, clip: bool = False) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a configuration has these channels and does or does not take CLIP's image tokens."""
 
     def matches(config: Mapping[str, Any]) -> bool:
@@ -191,12 +191,6 @@ def _tokens(module: Any, output: Any, shape: tuple[int, ...]) -> Tensor:
     """A block returns [B, T*h*w, D]."""
     grid = (n // p for n, p in zip(shape[2:], module.config.patch_size, strict=True))
     return output.unflatten(1, tuple(grid))
-
-
-def _key_table(config: Mapping[str, Any]) -> KeyTable:
-    from .keys.wan import key_table
-
-    return key_table(config)
 
 
 # Text and images ------------------------------------------------------------------------------
@@ -343,7 +337,7 @@ WAN_T2V = Family(
     tail=_tail,
     tokens=_tokens,
     lora_targets=_TARGETS,
-    key_table=_key_table,
+    key_table=key_table,
     encode=_encode,
     from_native=_from_native,
 )
