@@ -8,12 +8,18 @@ from . import paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
-from .student import AccVideoLoadStudent, AccVideoSaveStudent
-from .teacher import AccVideoEncodePrompts, AccVideoLoadTeacher, AccVideoTinyPrompts
+from .student import AccVideoExportStudent, AccVideoLoadStudent, AccVideoSaveStudent
+from .teacher import (
+    AccVideoEncodePrompts,
+    AccVideoLoadTeacher,
+    AccVideoTeacherLora,
+    AccVideoTinyPrompts,
+)
 from .train import AccVideoAdversarialTune, AccVideoDistill
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoLoadTeacher,
+    AccVideoTeacherLora,
     AccVideoTinyPrompts,
     AccVideoEncodePrompts,
     AccVideoRecordTrajectories,
@@ -21,6 +27,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoDistill,
     AccVideoAdversarialTune,
     AccVideoSaveStudent,
+    AccVideoExportStudent,
     AccVideoLoadStudent,
     AccVideoSchedule,
     AccVideoSample,

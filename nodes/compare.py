@@ -13,6 +13,7 @@ from PIL import Image
 
 from . import paths
 from .devices import on_device
+from .guidance import guidance_for, guidance_inputs
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import (
@@ -21,12 +22,13 @@ from .sockets import (
     NativeConditioning,
     StudentHandle,
     from_native,
-    times_of,
 )
 
 if TYPE_CHECKING:
     from ..accvideo_core.evaluate.compare import Contender
+    from ..accvideo_core.guidance import Guided
     from ..accvideo_core.models.loading import Teacher
+    from ..accvideo_core.models.video_model import VideoModel
 
 
 class AccVideoCompare(io.ComfyNode):
@@ -68,23 +70,29 @@ class AccVideoCompare(io.ComfyNode):
         tuned: StudentHandle | None = None,
         samples_per_prompt: int = 2,
         real_clips: int = 1024,
+        negative: NativeConditioning | None = None,
+        cfg: float = 0.0,
     ) -> io.NodeOutput:
         from ..accvideo_core.evaluate.compare import compare
         from ..accvideo_core.evaluate.publish import publish
+        from ..accvideo_core.guidance import Guided, guided
 
         folder = paths.report_folder(name)
         students = {"student": student} | ({"tuned": tuned} if tuned else {})
+        against, scale = guidance_for(model, negative, cfg)
+        asked = guided(model.model, against.condition if against else None, scale)
         modules = [handle.student.model.module for handle in students.values()]
         with on_device(model, *modules):
             report = compare(
                 model,
-                _contenders(model, students),
+                _contenders(asked, students),
                 prompts=from_native(conditioning, model.model)[:count],
                 seed=seed,
                 batch_size=batch_size,
                 monitor=NodeMonitor(previewer(model)),
                 real_clips=real_clips,
                 samples_per_prompt=samples_per_prompt,
+                asked=asked if isinstance(asked, Guided) else None,
             )
         curves = {path.parent.name: path for each in students.values() for path in each.metrics}
         files = publish(report, folder, curves=curves, fps=fps)
@@ -153,18 +161,21 @@ def _inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Real clips that the Frechet distance is taken to (embedded teacher only).",
         ),
+        *guidance_inputs(),
     ]
 
 
-def _contenders(model: Teacher, students: Mapping[str, StudentHandle]) -> list[Contender]:
+def _contenders(
+    asked: VideoModel | Guided, students: Mapping[str, StudentHandle]
+) -> list[Contender]:
     """The teacher at every student's number of steps, then the students at their own times."""
     from ..accvideo_core.evaluate.compare import Contender
 
-    times = {len(handle.student.key_times) - 1: handle.student.key_times
-             for handle in students.values()}  # fmt: skip
-    teachers = [Contender(f"teacher@{steps}", model.model, grid) for steps, grid in times.items()]
+    times = {name: handle.student.key_times for name, handle in students.items()}
+    grids = {len(grid) - 1: grid for grid in times.values()}
+    teachers = [Contender(f"teacher@{steps}", asked, grid) for steps, grid in grids.items()]
     return teachers + [
-        Contender(f"{name}@{len(times_of(handle, 0)) - 1}", handle.student, times_of(handle, 0))
+        Contender(f"{name}@{len(times[name]) - 1}", handle.student, times[name])
         for name, handle in students.items()
     ]
 

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from . import paths
 from .devices import on_device
-from .inputs import video_size
+from .guidance import guidance_for, guidance_inputs
+from .inputs import time_shift, video_size
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import AccVideoDataset, AccVideoModel, NativeConditioning, from_native
@@ -61,9 +62,13 @@ class AccVideoRecordTrajectories(io.ComfyNode):
         keep: int,
         batch_size: int,
         dtype: str = "bfloat16",
+        negative: NativeConditioning | None = None,
+        cfg: float = 0.0,
+        shift: float = 0.0,
     ) -> io.NodeOutput:
         from ..accvideo_core.trajectories.record import RecordSpec, record
 
+        against, scale = guidance_for(model, negative, cfg)
         spec = RecordSpec(
             frames=frames,
             height=height,
@@ -74,11 +79,14 @@ class AccVideoRecordTrajectories(io.ComfyNode):
             kept=keep,
             batch_size=batch_size,
             dtype=dtype,
+            cfg=scale,
+            shift=shift or None,
         )
         folder = paths.dataset_folder(dataset)
         prompts = from_native(conditioning, model.model)
         with on_device(model):
-            recorded = record(model.model, prompts, spec, folder, NodeMonitor(previewer(model)))
+            monitor = NodeMonitor(previewer(model))
+            recorded = record(model.model, prompts, spec, folder, monitor, against)
         paths.note_recorded(dataset)
         return io.NodeOutput(recorded)
 
@@ -137,6 +145,8 @@ def _record_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Number format of the latents on disk.",
         ),
+        *guidance_inputs(),
+        time_shift(),
     ]
 
 

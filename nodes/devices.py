@@ -1,42 +1,101 @@
-"""Networks on ComfyUI's device while they work, and away from it when they do not."""
+"""Networks on ComfyUI's device while they work, in the books of its own memory management."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
+    from ..accvideo_core.models.vae import VideoVAE
 
-HEADROOM = 1.2
-"""Memory asked for, in units of the weights: activations need some as well."""
+ACTIVATIONS = 0.2
+"""Memory asked for beside the weights, in units of the weights."""
+
+VAE_MEMORY = 2 * 2**30
+"""Bytes that decoding a tile may take."""
+
+
+class Network(nn.Module):
+    """What ComfyUI's management keeps its books on; the network itself stays as it is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class WholePatcher(ModelPatcher):
+    """A ModelPatcher whose network is on the device as a whole or not at all."""
+
+    def partially_unload(self, *_args: Any, **_kwargs: Any) -> int:
+        """Nothing: ComfyUI then takes the network off the device altogether."""
+        return 0
+
+
+_patchers: WeakKeyDictionary[Teacher, dict[str, ModelPatcher]] = WeakKeyDictionary()
 
 
 @contextmanager
 def on_device(teacher: Teacher, *modules: nn.Module) -> Iterator[list[nn.Module]]:
-    """Have the teacher and the modules on ComfyUI's device for the block, making room there first.
+    """Have the teacher's network and the modules on ComfyUI's device for the block.
+
+    The network is a model of ComfyUI's management like any other: room is made for it, and
+    afterwards it stays until the room is needed. A student shares its teacher's weights, so they
+    move as one, and only what the modules have beside them is moved here.
 
     Yields the list of what is put away afterwards; append modules that were made in the block.
-    A student shares its teacher's weights, so they move as one and no ModelPatcher, which would
-    count them twice, holds them.
     """
     device = management.get_torch_device()
     placed = list(modules)
     if device.type == "cpu":
         yield placed
         return
-    management.free_memory(HEADROOM * _bytes([teacher.model.module, *placed]), device)
-    _move(teacher, placed, device)
+    network = teacher.model.module
+    _load(teacher, "network", network, _bytes(placed))
+    _move(placed, device)
     try:
         yield placed
     finally:
-        _move(teacher, placed, management.unet_offload_device())
+        # What is shared with the teacher must stay where the teacher is.
+        _move(placed, management.unet_offload_device(), keep=network)
         management.soft_empty_cache()
+
+
+@contextmanager
+def vae_on_device(teacher: Teacher) -> Iterator[VideoVAE]:
+    """Have the teacher's VAE on ComfyUI's device for the block."""
+    vae = teacher.vae
+    if management.get_torch_device().type != "cpu":
+        _load(teacher, "vae", vae.module, VAE_MEMORY)
+    yield vae
+
+
+def patcher_of(teacher: Teacher, part: str, module: nn.Module) -> ModelPatcher:
+    """A part of the teacher in ComfyUI's books, until the teacher goes."""
+    patchers = _patchers.setdefault(teacher, {})
+    if part not in patchers:
+        patchers[part] = WholePatcher(
+            Network(module),
+            load_device=management.get_torch_device(),
+            offload_device=management.unet_offload_device(),
+        )
+    return patchers[part]
+
+
+def _load(teacher: Teacher, part: str, module: nn.Module, beside: float) -> None:
+    """Let ComfyUI put `module` on its device, with room for `beside` bytes and activations."""
+    patcher = patcher_of(teacher, part, module)
+    # Weights that were moved inside ComfyUI's inference mode could never be trained.
+    with torch.inference_mode(False):
+        needed = int(ACTIVATIONS * patcher.model_size() + beside)
+        management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
 
 
 def default_dtype() -> torch.dtype:
@@ -47,14 +106,26 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if management.should_use_bf16(device) else torch.float16
 
 
+def free_host_memory() -> int:
+    """Bytes of main memory that may be filled with weights."""
+    free: Any = management.get_free_memory(torch.device("cpu"))
+    return int(free)
+
+
 def _bytes(modules: list[nn.Module]) -> int:
     shared = {parameter for module in modules for parameter in module.parameters()}
     return sum(parameter.numel() * parameter.element_size() for parameter in shared)
 
 
-def _move(teacher: Teacher, modules: list[nn.Module], device: torch.device) -> None:
-    # Weights that were moved inside ComfyUI's inference mode could never be trained.
-    with torch.inference_mode(False):
-        teacher.to(device)
-        for module in modules:
-            module.to(device)
+@torch.inference_mode(False)
+def _move(modules: list[nn.Module], device: torch.device, keep: nn.Module | None = None) -> None:
+    """Move what the modules hold, except what `keep` holds as well."""
+    stays = set() if keep is None else {id(x) for x in [*keep.parameters(), *keep.buffers()]}
+    for part in (part for module in modules for part in module.modules()):
+        for x in part.parameters(recurse=False):
+            if id(x) not in stays:
+                x.data = x.data.to(device)
+                x.grad = None if x.grad is None else x.grad.to(device)
+        for name, x in part.named_buffers(recurse=False):
+            if id(x) not in stays:
+                part._buffers[name] = x.to(device)

@@ -16,6 +16,21 @@ def video_size() -> list[io.Input]:
             min=1,
             max=1025,
             step=4,
-            tooltip="Frames of a clip; HunyuanVideo takes 4k+1 (17, 93, 129, ...).",
+            tooltip="Frames of a clip: 4k+1 (HunyuanVideo 93 or 129, Wan 81).",
         ),
     ]
+
+
+def time_shift() -> io.Input:
+    """Shift of the model's time grid."""
+    return io.Float.Input(
+        "shift",
+        default=0.0,
+        min=0.0,
+        max=1000.0,
+        step=0.1,
+        optional=True,
+        advanced=True,
+        tooltip="Shift of the time grid towards noise. 0 is the model's official one for this size "
+        "(HunyuanVideo 7, Wan 2.1 5, its I2V at 480p 3).",
+    )

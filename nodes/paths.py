@@ -14,6 +14,11 @@ EMBEDDED = "tiny (embedded)"
 NEWEST = "(newest)"
 """Choice that means the dataset or student made last; with it a workflow fits any machine."""
 
+NONE = "(none)"
+
+NETWORKS = "diffusion_models"
+"""Key of ComfyUI's folders of networks; models/unet is one of them."""
+
 STUDENTS = "accvideo"
 """Key of our folder among ComfyUI's model folders, and its name in models/."""
 
@@ -23,6 +28,11 @@ _recorded: set[str] = set()
 def register_student_folder() -> None:
     """Make models/accvideo known, so that extra_model_paths.yaml can add to it."""
     folder_paths.add_model_folder_path(STUDENTS, str(Path(folder_paths.models_dir) / STUDENTS))
+
+
+def teacher_names() -> list[str]:
+    """What can be a teacher: diffusers folders and the files of models/diffusion_models."""
+    return [*teacher_folders(), *model_files()]
 
 
 def teacher_folders() -> list[str]:
@@ -35,8 +45,17 @@ def teacher_folders() -> list[str]:
     return sorted(found)
 
 
-def teacher_folder(name: str) -> Path:
-    """The folder of a teacher that `teacher_folders` lists, or the embedded one's."""
+def model_files() -> list[str]:
+    """Names of the networks in models/diffusion_models and models/unet, GGUF files among them."""
+    names = set(folder_paths.get_filename_list(NETWORKS))
+    # ComfyUI itself does not list GGUF files.
+    for root in map(Path, folder_paths.get_folder_paths(NETWORKS)):
+        names |= {path.relative_to(root).as_posix() for path in root.rglob("*.gguf")}
+    return sorted(name.replace("\\", "/") for name in names)
+
+
+def teacher_source(name: str) -> Path:
+    """The folder or file of a teacher that `teacher_names` lists, or the embedded one's."""
     from ..accvideo_core.models.tiny import embedded_teacher_path
 
     if name == EMBEDDED:
@@ -45,10 +64,40 @@ def teacher_folder(name: str) -> Path:
     if name in teacher_folders():
         roots = map(Path, folder_paths.get_folder_paths("diffusers"))
         return next(root / name for root in roots if (root / name / "model_index.json").is_file())
+    if name in model_files():
+        return _model_file(name)
     raise AccVideoError(
         f"there is no teacher {name!r}; put a diffusers pipeline folder (with a model_index.json) "
-        f"into models/diffusers, or choose {EMBEDDED!r}"
+        "into models/diffusers or a checkpoint into models/diffusion_models, or choose "
+        f"{EMBEDDED!r}"
     )
+
+
+def network_file(name: str) -> Path:
+    """The file of a network that `model_files` lists."""
+    if name.replace("\\", "/") not in model_files():
+        raise AccVideoError(
+            f"there is no checkpoint {name!r}; put it into models/diffusion_models and refresh"
+        )
+    return _model_file(name)
+
+
+def lora_names() -> list[str]:
+    """Names of the files in models/loras."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_file(name: str) -> Path:
+    """The file of a LoRA that `lora_names` lists."""
+    found = folder_paths.get_full_path("loras", name) if name in lora_names() else None
+    if found is None:
+        raise AccVideoError(f"there is no LoRA {name!r} in models/loras; put it there and refresh")
+    return Path(found)
+
+
+def _model_file(name: str) -> Path:
+    roots = map(Path, folder_paths.get_folder_paths(NETWORKS))
+    return next(root / name for root in roots if (root / name).is_file())
 
 
 def dataset_names() -> list[str]:
@@ -114,6 +163,26 @@ def new_student_file(name: str, overwrite: bool) -> Path:
     number = 2
     while path.exists() and not overwrite:
         path = child(root, f"{stem}_{number}.safetensors", "student")
+        number += 1
+    return path
+
+
+def export_path(place: str, name: str, overwrite: bool) -> Path:
+    """Where an export goes: a file (or, in models/diffusers, a folder) `name`, `name_2`, ...
+
+    `place` is a key of ComfyUI's model folders, or "output".
+    """
+    if place == "output":
+        root = _output() / "export"
+    else:
+        root = Path(folder_paths.get_folder_paths(place)[0])
+    stem = name.removesuffix(".safetensors")
+    suffix = "" if place == "diffusers" else ".safetensors"
+    path = child(root, f"{stem}{suffix}", "export")
+    number = 2
+    # A model of two experts becomes two files that begin with the name.
+    while not overwrite and (path.exists() or any(root.glob(f"{path.stem}_*_noise{suffix}"))):
+        path = child(root, f"{stem}_{number}{suffix}", "export")
         number += 1
     return path
 

@@ -22,14 +22,22 @@ SMALL_VAE = 100 * 2**20
 """Bytes of VAE weights up to which decoding clips for a preview costs nothing worth saving."""
 
 MAX_CLIPS = 4
-LATENT_FORMATS = {"hunyuan_video": "HunyuanVideo"}
+LATENT_FORMATS = {
+    **dict.fromkeys(
+        ("hunyuan_video", "hunyuan_video_i2v", "hunyuan_video_i2v_replace"), "HunyuanVideo"
+    ),
+    **dict.fromkeys(("wan_t2v", "wan_i2v", "wan22_t2v", "wan22_i2v"), "Wan21"),
+    "wan22_ti2v": "Wan22",
+    **dict.fromkeys(("cogvideox_2b", "cogvideox_5b", "cogvideox_1_5"), "CogVideoX"),
+}
 """ComfyUI's latent format of each family: it holds the factors from channels to colours."""
 
 
 def previewer(teacher: Teacher) -> Preview | None:
     """Decoded frames where the VAE is small, else ComfyUI's linear map from latents to colours."""
-    weights = (teacher.folder / "vae").glob("*.safetensors")
-    if sum(path.stat().st_size for path in weights) <= SMALL_VAE:
+    vae = teacher.vae_path
+    weights = list(vae.glob("*.safetensors")) if vae else []
+    if weights and sum(path.stat().st_size for path in weights) <= SMALL_VAE:
         return lambda x: strip(teacher.vae.decode(x[:MAX_CLIPS]))
     factors = _rgb_factors(teacher.model)
     if factors is None:

@@ -6,25 +6,25 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
+import comfy.samplers
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
 from ..accvideo_core.errors import AccVideoError
-from .devices import on_device
-from .inputs import video_size
+from .devices import on_device, vae_on_device
+from .guidance import guidance_for, guidance_inputs
+from .inputs import time_shift, video_size
 from .monitor import NodeMonitor
 from .previews import previewer
+from .schedules import OWN, preset_input, sampling_plan
 from .sockets import (
     AccVideoModel,
     AccVideoStudent,
     NativeConditioning,
     StudentHandle,
     from_native,
-    from_sigmas,
-    guidance_of,
     network,
-    times_of,
-    to_sigmas,
+    teacher_of,
 )
 
 if TYPE_CHECKING:
@@ -42,14 +42,19 @@ class AccVideoSchedule(io.ComfyNode):
             node_id="AccVideoSchedule",
             display_name="Few-Step Schedule",
             category=CATEGORY,
-            description="The sigmas that a teacher or a student is sampled at. A student's own are "
-            "part of it: other sigmas are what makes few-step videos look burnt.",
-            search_aliases=["sigmas", "scheduler", "few-step", "key steps", "turbo", "lightning"],
+            description="The sigmas that a teacher, a student or a public few-step model is "
+            "sampled at, for ComfyUI's own samplers too. Other sigmas are what makes few-step "
+            "videos look burnt.",
+            search_aliases=[
+                *("sigmas", "scheduler", "few-step", "key steps", "turbo", "lightning"),
+                *("LightX2V", "FastWan", "CausVid", "rCM", "AccVideo", "preset"),
+            ],
             inputs=[
                 io.MultiType.Input(
                     "model",
                     types=[AccVideoModel, AccVideoStudent],
-                    tooltip="A teacher or a student.",
+                    optional=True,
+                    tooltip="A teacher or a student. Not needed for a preset.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -59,14 +64,33 @@ class AccVideoSchedule(io.ComfyNode):
                     tooltip="Steps of the model's own time grid. 0 is a student's key steps, or "
                     "the teacher's official number.",
                 ),
+                preset_input("The schedule of a public few-step model, instead of the model's."),
+                time_shift(),
             ],
-            outputs=[io.Sigmas.Output("sigmas", tooltip="steps + 1 falling numbers from 1 to 0.")],
+            outputs=[
+                io.Sigmas.Output("sigmas", tooltip="steps + 1 falling numbers from 1 to 0."),
+                io.Sampler.Output("sampler", tooltip="ComfyUI's sampler that goes with them."),
+                io.Float.Output("cfg", tooltip="Guidance scale that goes with them; 1 is none."),
+                io.Float.Output(
+                    "guidance",
+                    tooltip="Embedded guidance that goes with them (HunyuanVideo: 6), for "
+                    "FluxGuidance.",
+                ),
+            ],
             is_experimental=True,
         )
 
     @classmethod
-    def execute(cls, model: Teacher | StudentHandle, steps: int) -> io.NodeOutput:
-        return io.NodeOutput(to_sigmas(times_of(model, steps)))
+    def execute(
+        cls,
+        steps: int,
+        model: Teacher | StudentHandle | None = None,
+        preset: str = OWN,
+        shift: float = 0.0,
+    ) -> io.NodeOutput:
+        plan = sampling_plan(model, preset, steps, shift)
+        sampler = comfy.samplers.sampler_object(plan.comfy_sampler)
+        return io.NodeOutput(plan.sigmas, sampler, plan.cfg, plan.guidance or 0.0)
 
 
 class AccVideoSample(io.ComfyNode):
@@ -103,22 +127,32 @@ class AccVideoSample(io.ComfyNode):
         steps: int,
         batch_size: int,
         sigmas: torch.Tensor | None = None,
+        negative: NativeConditioning | None = None,
+        cfg: float = 0.0,
+        shift: float = 0.0,
+        preset: str = OWN,
     ) -> io.NodeOutput:
         from ..accvideo_core.conditioning import Condition
+        from ..accvideo_core.guidance import guided
         from ..accvideo_core.sampling import SamplePlan, sample
 
-        net = network(model)
-        teacher = model.teacher if isinstance(model, StudentHandle) else model
+        net, teacher = network(model), teacher_of(model)
+        spec = net.latent_spec
         prompts = from_native(conditioning, net)
-        noise = SamplePlan(frames, height, width).noise(net.latent_spec, prompts, seed)
+        noise = SamplePlan(frames, height, width).noise(spec, prompts, seed)
+        plan = sampling_plan(model, preset, steps, shift, (height, width), sigmas)
+        # A few-step model has its guidance in its weights.
+        against, scale = guidance_for(teacher, negative, cfg or (plan.cfg if plan.few_step else 0))
+        asked = guided(net, against.condition if against else None, scale)
         condition = Condition.cat([prompt.condition for prompt in prompts])
-        condition = condition.with_guidance(guidance_of(model))
-        times = times_of(model, steps) if sigmas is None else from_sigmas(sigmas)
         monitor = NodeMonitor(previewer(teacher))
         with on_device(teacher, net.module):
-            x = sample(net, condition, noise, times, monitor, batch_size)
-        samples = net.latent_spec.from_model(x).to(comfy.model_management.intermediate_device())
-        return io.NodeOutput({"samples": samples})
+            x = sample(
+                asked, condition.with_guidance(plan.guidance), noise, plan.times, monitor,
+                batch_size, plan.solver, seed,
+            )  # fmt: skip
+        samples = spec.from_model(spec.crop(x, frames))
+        return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())})
 
 
 def _sample_inputs() -> list[io.Input]:
@@ -150,6 +184,9 @@ def _sample_inputs() -> list[io.Input]:
         io.Sigmas.Input(
             "sigmas", optional=True, tooltip="Sample at these sigmas instead of the model's own."
         ),
+        *guidance_inputs(),
+        time_shift(),
+        preset_input("Sample as this public few-step model wants, whose weights were loaded."),
     ]
 
 
@@ -199,8 +236,8 @@ class AccVideoDecode(io.ComfyNode):
             )
         chosen = samples if index < 0 else samples[index : index + 1]
         spec = model.model.latent_spec
-        with on_device(model):
-            images = model.vae.decode(spec.to_model(spec.check(chosen, "the latents")))
+        with vae_on_device(model) as vae:
+            images = vae.decode(spec.to_model(spec.check(chosen, "the latents")))
         images = images.flatten(0, 1).to(comfy.model_management.intermediate_device())
         clip = Types.VideoComponents(images=images, frame_rate=Fraction(fps))
         return io.NodeOutput(images, InputImpl.VideoFromComponents(clip))

@@ -20,7 +20,7 @@ from ..accvideo_core.flow import Times
 if TYPE_CHECKING:
     from ..accvideo_core.distill.student import Student
     from ..accvideo_core.models.loading import Teacher
-    from ..accvideo_core.models.video_model import VideoModel
+    from ..accvideo_core.models.video_model import Family, VideoModel
 
 PROMPT_TEXT = "accvideo_prompt"
 """Key under which an entry of CONDITIONING carries the text it was made from."""
@@ -54,16 +54,9 @@ def network(source: Teacher | StudentHandle) -> VideoModel:
     return source.student.model if isinstance(source, StudentHandle) else source.model
 
 
-def times_of(source: Teacher | StudentHandle, steps: int) -> Times:
-    """The model's own times when `steps` is 0, else the `steps` + 1 times of its family's grid."""
-    if steps == 0 and isinstance(source, StudentHandle):
-        return source.student.key_times
-    return network(source).family.time_grid(steps or None)
-
-
-def guidance_of(source: Teacher | StudentHandle) -> float | None:
-    """The guidance a student was trained at; None for a teacher, which takes the prompts' own."""
-    return source.student.info.guidance if isinstance(source, StudentHandle) else None
+def teacher_of(source: Teacher | StudentHandle) -> Teacher:
+    """The teacher behind either kind of socket."""
+    return source.teacher if isinstance(source, StudentHandle) else source
 
 
 def prompt_lines(text: str) -> list[str]:
@@ -106,11 +99,13 @@ def from_native(conditioning: NativeConditioning, model: VideoModel) -> list[Pro
     return prompts
 
 
-def to_sigmas(times: Sequence[float]) -> torch.Tensor:
-    """Times as ComfyUI's SIGMAS; for a flow model sigma and time are the same number."""
-    return torch.tensor(times, dtype=torch.float32)
+def to_sigmas(times: Sequence[float], family: Family | None = None) -> torch.Tensor:
+    """Times as the SIGMAS of ComfyUI's samplers; without a family, of a flow model."""
+    sigmas = times if family is None else [family.to_sigma(t) for t in times]
+    return torch.tensor(sigmas, dtype=torch.float32)
 
 
-def from_sigmas(sigmas: torch.Tensor) -> Times:
-    """ComfyUI's SIGMAS as times."""
-    return tuple(float(sigma) for sigma in sigmas)
+def from_sigmas(sigmas: torch.Tensor, family: Family | None = None) -> Times:
+    """The inverse of `to_sigmas`."""
+    values = [float(sigma) for sigma in sigmas]
+    return tuple(values if family is None else [family.from_sigma(s) for s in values])

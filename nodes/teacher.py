@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
 from . import paths
-from .devices import default_dtype, on_device
-from .sockets import AccVideoModel, prompt_lines, to_native
+from .devices import default_dtype, free_host_memory, on_device
+from .sockets import PROMPT_TEXT, AccVideoModel, NativeConditioning, prompt_lines, to_native
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
@@ -21,10 +22,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+VARIANTS = {"auto": None, "HunyuanVideo I2V (token replace)": "hunyuan_video_i2v_replace"}
 
 
 class AccVideoLoadTeacher(io.ComfyNode):
-    """A diffusers pipeline folder, or the embedded one, as ACCVIDEO_MODEL."""
+    """A diffusers pipeline folder, a checkpoint, or the embedded teacher, as ACCVIDEO_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,23 +34,45 @@ class AccVideoLoadTeacher(io.ComfyNode):
             node_id="AccVideoLoadTeacher",
             display_name="Load Teacher",
             category=CATEGORY,
-            description="Load the video model that is to be made fast. A teacher is a diffusers "
-            "pipeline folder in models/diffusers; the embedded one works without any download.",
-            search_aliases=["teacher", "distillation", "HunyuanVideo", "diffusers", "few-step"],
+            description="Load the video model that is to be made fast: HunyuanVideo, Wan or "
+            "CogVideoX, from a diffusers folder or from a checkpoint in models/diffusion_models "
+            "(safetensors, fp8, GGUF). The embedded one works without any download.",
+            search_aliases=[
+                *("teacher", "distillation", "HunyuanVideo", "Wan", "CogVideoX"),
+                *("diffusers", "checkpoint", "UNETLoader", "GGUF", "few-step"),
+            ],
             inputs=[
                 io.Combo.Input(
                     "teacher",
-                    options=[paths.EMBEDDED, *paths.teacher_folders()],
+                    options=[paths.EMBEDDED, *paths.teacher_names()],
                     default=paths.EMBEDDED,
-                    tooltip="The embedded tiny teacher, or a diffusers pipeline folder (one with a "
-                    "model_index.json) below models/diffusers.",
+                    tooltip="The embedded tiny teacher, a diffusers pipeline folder (one with a "
+                    "model_index.json) below models/diffusers, or a checkpoint in "
+                    "models/diffusion_models. What it is, is read from its tensors.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(DTYPES),
                     default="auto",
                     tooltip="Number format of the weights. auto is float32 on a CPU and bfloat16 "
-                    "on a GPU that has it, else float16.",
+                    "on a GPU that has it, else float16. fp8 and GGUF weights stay as they are.",
+                ),
+                io.Combo.Input(
+                    "low_noise",
+                    options=[paths.NONE, *paths.model_files()],
+                    default=paths.NONE,
+                    optional=True,
+                    tooltip="Wan 2.2 A14B as two checkpoints: the low-noise one, with the "
+                    "high-noise one as teacher.",
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=list(VARIANTS),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for checkpoints that their tensors cannot tell from another: "
+                    "HunyuanVideo I2V (token replace) looks like HunyuanVideo.",
                 ),
             ],
             outputs=[
@@ -60,20 +84,93 @@ class AccVideoLoadTeacher(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, teacher: str) -> bool | str:
-        return paths.complaint(paths.teacher_folder, teacher)
+    def validate_inputs(cls, teacher: str, low_noise: str = paths.NONE) -> bool | str:
+        first = paths.complaint(paths.teacher_source, teacher)
+        if first is not True or low_noise == paths.NONE:
+            return first
+        return paths.complaint(paths.network_file, low_noise)
 
     @classmethod
-    def fingerprint_inputs(cls, teacher: str, dtype: str) -> str:
-        folder = paths.teacher_folder(teacher)
-        return paths.fingerprint(folder / "model_index.json", *sorted(folder.glob("transformer/*")))
+    def fingerprint_inputs(cls, teacher: str, low_noise: str = paths.NONE, **_: object) -> str:
+        source = paths.teacher_source(teacher)
+        files = [source] if source.is_file() else [source / "model_index.json"]
+        files += [] if low_noise == paths.NONE else [paths.network_file(low_noise)]
+        return paths.fingerprint(*files, *sorted(source.glob("transformer*/*")))
 
     @classmethod
-    def execute(cls, teacher: str, dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, teacher: str, dtype: str, low_noise: str = paths.NONE, variant: str = "auto"
+    ) -> io.NodeOutput:
         from ..accvideo_core.models.loading import load_teacher
 
-        folder = paths.teacher_folder(teacher)
-        return io.NodeOutput(load_teacher(folder, dtype=DTYPES[dtype] or default_dtype()))
+        source = paths.teacher_source(teacher)
+        low = None if low_noise == paths.NONE else paths.network_file(low_noise)
+        loaded = load_teacher(
+            source if low is None else (source, low),
+            dtype=DTYPES[dtype] or default_dtype(),
+            variant=VARIANTS[variant],
+            free_memory=free_host_memory(),
+        )
+        return io.NodeOutput(loaded)
+
+
+class AccVideoTeacherLora(io.ComfyNode):
+    """The teacher with a LoRA on it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AccVideoTeacherLora",
+            display_name="Teacher LoRA",
+            category=CATEGORY,
+            description="Put a LoRA on the teacher, so that the student learns its style too. "
+            "Chain several. LoRAs in ComfyUI's, kohya's, musubi's and diffusers' names are read; "
+            "one that matches nothing is an error, not a warning.",
+            search_aliases=["LoRA", "LoraLoaderModelOnly", "style", "character", "teacher"],
+            inputs=[
+                AccVideoModel.Input("model", tooltip="The teacher."),
+                io.Combo.Input("lora", options=paths.lora_names(), tooltip="In models/loras."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="1 is all."
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["merge", "adapter"],
+                    default="merge",
+                    optional=True,
+                    advanced=True,
+                    tooltip="merge writes it into the weights; adapter keeps it beside them: "
+                    "exact on fp8 and GGUF weights, which are never merged into, and slower.",
+                ),
+                io.Combo.Input(
+                    "experts",
+                    options=["both", "high", "low"],
+                    default="both",
+                    optional=True,
+                    tooltip="Wan 2.2 A14B: the network that the LoRA is for.",
+                ),
+            ],
+            outputs=[AccVideoModel.Output("model", tooltip="A new teacher, with the LoRA.")],
+            is_experimental=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str) -> bool | str:
+        return paths.complaint(paths.lora_file, lora)
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
+        return paths.fingerprint(paths.lora_file(lora))
+
+    @classmethod
+    def execute(
+        cls, model: Teacher, lora: str, strength: float, mode: str = "merge", experts: str = "both"
+    ) -> io.NodeOutput:
+        from ..accvideo_core.models.lora import apply_loras
+
+        files = [(paths.lora_file(lora), strength)]
+        changed = apply_loras(model.model, files, how=mode, experts=experts)
+        return io.NodeOutput(replace(model, model=changed))
 
 
 class AccVideoTinyPrompts(io.ComfyNode):
@@ -120,8 +217,8 @@ class AccVideoEncodePrompts(io.ComfyNode):
             node_id="AccVideoEncodePrompts",
             display_name="Encode Prompts",
             category=CATEGORY,
-            description="Encode prompts with the teacher's own text encoders, one CONDITIONING "
-            "entry per line. ComfyUI's text encoders for the same model work in its place.",
+            description="Encode prompts, one CONDITIONING entry per line, with the teacher's own "
+            "text encoders or with ComfyUI's for the same model.",
             search_aliases=["text encode", "prompts", "conditioning", "CLIP"],
             inputs=[
                 AccVideoModel.Input("model", tooltip="The teacher whose text encoders are used."),
@@ -141,6 +238,12 @@ class AccVideoEncodePrompts(io.ComfyNode):
                     tooltip="Embedded guidance the teacher is asked for, and the student learns. "
                     "0 is the model's own default (HunyuanVideo: 6).",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="ComfyUI's text encoders for this model, for a teacher that was loaded "
+                    "from a checkpoint and has none of its own.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -151,7 +254,18 @@ class AccVideoEncodePrompts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Teacher, prompts: str, guidance: float = 0.0) -> io.NodeOutput:
+    def execute(
+        cls, model: Teacher, prompts: str, guidance: float = 0.0, clip: Any = None
+    ) -> io.NodeOutput:
         texts = prompt_lines(prompts)
-        with on_device(model):
-            return io.NodeOutput(to_native(model.encode_prompts(texts, guidance or None)))
+        if clip is None:
+            with on_device(model):
+                return io.NodeOutput(to_native(model.encode_prompts(texts, guidance or None)))
+        return io.NodeOutput([entry for text in texts for entry in _encode(clip, text, guidance)])
+
+
+def _encode(clip: Any, text: str, guidance: float) -> NativeConditioning:
+    """ComfyUI's own encoding of one prompt, with its text and guidance in it."""
+    extra = {PROMPT_TEXT: text} | ({"guidance": guidance} if guidance else {})
+    entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return [[embedding, {**values, **extra}] for embedding, values in entries]

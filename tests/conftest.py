@@ -34,10 +34,14 @@ def comfyui_path() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running ComfyServer with this checkout in it and a base directory of its own."""
+    """A running ComfyServer with this checkout and the tests' own nodes in it."""
     from scripts.comfyui.server import ComfyServer
+    from tests.comfyui.placeholders import put_placeholders
 
-    with ComfyServer(tmp_path_factory.mktemp("comfyui")) as server:
+    base = tmp_path_factory.mktemp("comfyui")
+    put_placeholders(ROOT / "workflows" / "api", base)
+    probe = ROOT / "tests" / "comfyui" / "probe"
+    with ComfyServer(base, others=(probe,)) as server:
         yield server
 
 

@@ -1,9 +1,10 @@
 """Make the UI form of API workflows: the files that a person drags into the page.
 
-The API form is the source; node titles and groups come from its `_meta`. Groups stand from left to
-right in the order in which they first appear, and so do the nodes inside them.
+The API form is the source; node titles and groups come from its `_meta`, and so do notes, which
+become Markdown above their node. Groups stand from left to right in the order in which they first
+appear, and so do the nodes inside them.
 
-    python -m scripts.comfyui.make_ui_workflow    (workflows/api/tiny_*.json -> workflows/)
+    python -m scripts.comfyui.make_ui_workflow    (workflows/api/*.json -> workflows/)
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from scripts.comfyui.validate import PACK_ID, PACK_PREFIX, ObjectInfo, inputs_of
 WIDTH, GAP, HEAD = 330, 40, 60
 ROW = 26
 """Height of a slot or a widget."""
+NOTE_WIDTH, NOTE_COLUMNS, LINE = 480, 62, 24
+"""A note's width in pixels and in characters, and the height of its lines."""
 TALL = 1000
 """Height at which a group begins a new column."""
 SHOWS = {"AccVideoCompare": 320, "SaveVideo": 320, "PreviewAny": 160}
@@ -44,14 +47,17 @@ def to_ui(prompt: dict[str, Any], info: ObjectInfo, name: str) -> dict[str, Any]
             socket["link"] = number
             target = numbers[node]
             links.append([number, numbers[origin], output, target, slot, source["type"]])
+    notes = _notes(prompt, first=max(numbers.values()) + 1)
+    groups = _lay_out(prompt, nodes, notes)
+    placed = [*nodes.values(), *notes.values()]
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"accvideo/{name}")),
         "revision": 0,
-        "last_node_id": max(numbers.values()),
+        "last_node_id": max(node["id"] for node in placed),
         "last_link_id": len(links),
-        "nodes": list(nodes.values()),
+        "nodes": placed,
         "links": links,
-        "groups": _lay_out(prompt, nodes),
+        "groups": groups,
         "config": {},
         "extra": {},
         "version": 0.4,
@@ -92,6 +98,34 @@ def _node(number: int, entry: dict[str, Any], info: ObjectInfo) -> dict[str, Any
     }
 
 
+def _notes(prompt: dict[str, Any], first: int) -> dict[str, dict[str, Any]]:
+    """The notes in the nodes' `_meta`, by the node that each stands above."""
+    texts = {node: entry["_meta"]["note"] for node, entry in prompt.items()
+             if "note" in entry["_meta"]}  # fmt: skip
+    return {
+        node: {
+            "id": first + index,
+            "type": "MarkdownNote",
+            "pos": [0, 0],
+            "size": [NOTE_WIDTH, HEAD + LINE * _lines(text)],
+            "flags": {},
+            "order": first + index - 1,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "title": "Read me",
+            "properties": {},
+            "widgets_values": [text],
+        }
+        for index, (node, text) in enumerate(texts.items())
+    }
+
+
+def _lines(text: str) -> int:
+    """Lines that a text takes on the page, about."""
+    return sum(1 + len(line) // NOTE_COLUMNS for line in text.splitlines())
+
+
 def _widget_values(name: str, spec: Any, value: Any) -> list[Any]:
     """A widget's value, its default when none is given, and that of the widget a seed brings."""
     kind, options = spec
@@ -103,21 +137,26 @@ def _widget_values(name: str, spec: Any, value: Any) -> list[Any]:
     return [value, "fixed"] if controlled else [value]
 
 
-def _lay_out(prompt: dict[str, Any], nodes: dict[str, Any]) -> list[dict[str, Any]]:
+def _lay_out(
+    prompt: dict[str, Any], nodes: dict[str, Any], notes: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Give every node its place; returns the groups around them."""
     members: dict[str, list[Any]] = {}
     for node, entry in prompt.items():
-        members.setdefault(entry["_meta"]["group"], []).append(nodes[node])
+        group = members.setdefault(entry["_meta"]["group"], [])
+        group += [notes[node]] if node in notes else []
+        group.append(nodes[node])
     groups, left = [], 0
     for index, (title, inside) in enumerate(members.items()):
-        x, y, bottom = left + GAP, GAP + HEAD, 0
+        x, y, bottom, width = left + GAP, GAP + HEAD, 0, 0
         for node in inside:
             if y > GAP + HEAD and y + node["size"][1] > TALL:
-                x, y = x + WIDTH + GAP, GAP + HEAD
+                x, y, width = x + width + GAP, GAP + HEAD, 0
             node["pos"] = [x, y]
+            width = max(width, node["size"][0])
             y += node["size"][1] + GAP + 30
             bottom = max(bottom, y)
-        right = x + WIDTH + GAP
+        right = x + width + GAP
         groups.append(
             {
                 "id": index + 1,
@@ -135,8 +174,8 @@ def _lay_out(prompt: dict[str, Any], nodes: dict[str, Any]) -> list[dict[str, An
 def main() -> None:
     folder = ROOT / "workflows"
     parser = argparse.ArgumentParser(description="Make the UI form of API workflows.")
-    tiny = sorted(folder.glob("api/tiny_*.json"))
-    parser.add_argument("files", type=Path, nargs="*", default=tiny)
+    made = sorted({*folder.glob("api/*.json")} - {folder / "api" / "smoke_line.json"})
+    parser.add_argument("files", type=Path, nargs="*", default=made)
     options = parser.parse_args()
     with ComfyServer(BASE) as server:
         info = ComfyClient(server.url).object_info()

@@ -57,16 +57,22 @@ def free_port() -> int:
 class ComfyServer:
     """One server process. Use it as a context manager, or call start() and stop().
 
-    `base` is created and kept; the port is any free one when 0. COMFYUI_PYTHON names the
-    interpreter of a server of one's own, otherwise this one runs it.
+    `base` is created and kept; the port is any free one when 0; `others` are packs beside this
+    one. COMFYUI_PYTHON names the interpreter of a server of one's own, otherwise this one runs it.
     """
 
     def __init__(
-        self, base: Path, *, port: int = 0, pack: Path = ROOT, arguments: tuple[str, ...] = ()
+        self,
+        base: Path,
+        *,
+        port: int = 0,
+        pack: Path = ROOT,
+        others: tuple[Path, ...] = (),
+        arguments: tuple[str, ...] = (),
     ):
         self.base = base.resolve()
         self.port = port or free_port()
-        self.pack = pack
+        self.packs = {PACK_NAME: pack, **{other.name: other for other in others}}
         self.arguments = arguments
         self.log_path = self.base / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,6 +80,11 @@ class ComfyServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        return self._process.pid if self._process else None
 
     @property
     def output(self) -> Path:
@@ -151,10 +162,11 @@ class ComfyServer:
         if not settings.exists():
             # Otherwise the page opens with a dialog over everything.
             settings.write_text('{"Comfy.TutorialCompleted": true}\n', encoding="utf-8")
-        link = self.base / "custom_nodes" / PACK_NAME
-        if link.is_symlink():
-            link.unlink()
-        link.symlink_to(self.pack, target_is_directory=True)
+        for name, folder in self.packs.items():
+            link = self.base / "custom_nodes" / name
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(folder, target_is_directory=True)
 
     def _command(self) -> list[str]:
         return [

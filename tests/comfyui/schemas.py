@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).resolve().parent / "golden"
 KEPT_OPTIONS = ("options", "min", "max")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 Schema = dict[str, Any]
 
@@ -57,8 +58,11 @@ def _breaks_node(old: Schema, new: Schema) -> list[str]:
         faults.append("outputs may only be added at the end")
     if old["output_node"] and not new["output_node"]:
         faults.append("is no output node any more")
-    if len(new["required"]) > len(old["required"]):
+    if not {each[0] for each in new["required"]} <= {each[0] for each in old["required"]}:
         faults.append("new inputs must be optional: API workflows do not have them")
+    # What need not be given any more is still taken; only a widget's place would change by it.
+    freed = {each[0] for each in new["optional"] if each[1] not in WIDGETS}
+    old = {**old, "required": [each for each in old["required"] if each[0] not in freed]}
     for group in ("required", "optional"):
         names = [each[0] for each in old[group]]
         if [each[0] for each in new[group]][: len(names)] != names:

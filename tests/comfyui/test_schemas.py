@@ -81,8 +81,9 @@ def changed(edit: Any) -> dict[str, schemas.Schema]:
         lambda node: node["required"][2][2].update(min=-1, max=99),
         lambda node: node["required"][2][2].pop("max"),
         lambda node: node["required"][0].__setitem__(1, "ACCVIDEO_MODEL,ACCVIDEO_STUDENT"),
+        lambda node: node["optional"].append(node["required"].pop(0)),
     ],
-    ids=["input", "output", "choice", "wider", "boundless", "type"],
+    ids=["input", "output", "choice", "wider", "boundless", "type", "freed"],
 )
 def test_growth_at_the_end_is_no_break(edit: Any) -> None:
     assert schemas.breaks(OLD, changed(edit)) == []

@@ -20,7 +20,8 @@ NODES = {
     "AccVideoLoadTeacher", "AccVideoTinyPrompts", "AccVideoEncodePrompts",
     "AccVideoRecordTrajectories", "AccVideoLoadDataset", "AccVideoDistill",
     "AccVideoAdversarialTune", "AccVideoSaveStudent", "AccVideoLoadStudent", "AccVideoSchedule",
-    "AccVideoSample", "AccVideoDecode", "AccVideoCompare",
+    "AccVideoSample", "AccVideoDecode", "AccVideoCompare", "AccVideoTeacherLora",
+    "AccVideoExportStudent",
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
     "1": {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scripts.comfyui.make_ui_workflow import to_ui
+from tests.comfyui.placeholders import named_files
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 UI_WORKFLOWS = sorted(FOLDER.glob("*.json"))
@@ -39,6 +40,15 @@ def test_nodes_lie_in_their_group_and_do_not_overlap(path: Path) -> None:
         assert not overlap(one, other)
     for box in boxes:
         assert any(within(box, group["bounding"]) for group in workflow["groups"])
+
+
+@pytest.mark.parametrize("path", UI_WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_for_real_weights_say_which_file_goes_where(path: Path) -> None:
+    """That the notes are complete is shown by the loaders' lists, which hold nothing else."""
+    named = named_files(FOLDER / "api" / path.name)
+    assert bool(named) == (not path.stem.startswith("tiny_"))
+    shown = [n["widgets_values"][0] for n in read(path)["nodes"] if n["type"] == "MarkdownNote"]
+    assert all(any(name in text for text in shown) for name in named)
 
 
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
