@@ -67,7 +67,7 @@ def network_time(t: Tensor, shift: float) -> Tensor:
 
     A time of the table gives its own integer exactly, because the table is rounded as `t` is.
     """
-    times = vp_times(shift).to(t.device, t.dtype)
+    times = vp_times(shift).to(t.dtype).to(t.device)  # not every device has float64
     below = (torch.searchsorted(times, t.contiguous(), right=True) - 1).clamp(0, TRAIN_STEPS - 2)
     fraction = (t - times[below]) / (times[below + 1] - times[below])
     return below + fraction.clamp(0, 1)
