@@ -5,14 +5,13 @@ Shapes: L tokens of video then text, D token width; one sample, a video grid of 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from accvideo_core.latents import seeded_noise
 
@@ -20,6 +19,7 @@ from . import official
 from .regenerate import Tensors, weight
 
 GRID = (2, 2, 2)
+ROPE = [16, 56, 56]
 VIDEO, TEXT, VALID = 8, 5, 4
 HUNYUAN_WIDTH, WAN_WIDTH, WAN_FFN = 3072, 5120, 13824
 
@@ -81,19 +81,22 @@ def _segments() -> dict[str, Any]:
     }
 
 
-def _rope(code: ModuleType) -> tuple[Tensor, Tensor]:
-    posemb = importlib.import_module(code.__name__.replace(".models", ".posemb_layers"))
-    return posemb.get_nd_rotary_pos_embed([16, 56, 56], GRID, theta=256, use_real=True)
-
-
 def _run_double(block: nn.Module, code: ModuleType, x: Tensors) -> Tensors:
-    video, text = block(x["video"], x["text"], x["vec"], **_segments(), freqs_cis=_rope(code))
+    video, text = block(
+        x["video"],
+        x["text"],
+        x["vec"],
+        **_segments(),
+        freqs_cis=official.hunyuan_rope(code, ROPE, GRID),
+    )
     return {"video": video, "text": text[:, :VALID]}
 
 
 def _run_single(block: nn.Module, code: ModuleType, x: Tensors) -> Tensors:
     both = torch.cat([x["video"], x["text"]], 1)
-    out = block(both, x["vec"], TEXT, **_segments(), freqs_cis=_rope(code))
+    out = block(
+        both, x["vec"], TEXT, **_segments(), freqs_cis=official.hunyuan_rope(code, ROPE, GRID)
+    )
     return {"video": out[:, :VIDEO], "text": out[:, VIDEO : VIDEO + VALID]}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -72,11 +71,11 @@ def make(case: Case, code: ModuleType) -> tuple[Tensors, dict[str, Any]]:
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, seed: int, prefix: str = "") -> nn.Module:
+def randomise(module: nn.Module, seed: int) -> nn.Module:
     """Every parameter of an official module in float32, from its name and `seed`."""
     module.float().eval().requires_grad_(False)
     for name, parameter in module.named_parameters():
-        parameter.copy_(weight(prefix + name, tuple(parameter.shape), seed))
+        parameter.copy_(weight(name, tuple(parameter.shape), seed))
     return module
 
 
@@ -137,7 +136,10 @@ def run_hunyuan(case: Case, code: ModuleType) -> tuple[nn.Module, Tensors]:
     text = torch.where(padded[..., None], nn.functional.pad(tensors["text"], (0, 0, 0, 2)), noise)
     tensors |= {"text": text, "mask": padded}
     keep_tokens([*network.double_blocks, *network.single_blocks], tensors, _tokens(case))
-    cos, sin = _hunyuan_rope(code, case)
+    cos, sin = None, None
+    if not hasattr(network, "get_rotary_pos_embed"):  # AccVideo's network has its own
+        grid = (case.shape[2], case.shape[3] // 2, case.shape[4] // 2)
+        cos, sin = official.hunyuan_rope(code, case.native["rope_dim_list"], grid)
     guidance = tensors["guidance"] * TIMESTEPS if "guidance" in tensors else None
     times = tensors["t"] * TIMESTEPS
     tensors["velocity"] = network(
@@ -155,19 +157,6 @@ def _with_image(x: Tensor, image: Tensor, kind: str) -> Tensor:
     mask = torch.ones_like(repeated[:, :1])
     mask[:, :, 1:] = 0
     return torch.cat([x, repeated, mask], 1)
-
-
-def _hunyuan_rope(code: ModuleType, case: Case) -> tuple[Tensor | None, Tensor | None]:
-    """As their `inference.py` computes it; AccVideo's network computes it itself."""
-    if hasattr(code, "nccl_info"):
-        return None, None
-    import importlib
-
-    posemb = importlib.import_module(code.__name__.replace(".models", ".posemb_layers"))
-    grid = (case.shape[2], case.shape[3] // 2, case.shape[4] // 2)
-    return posemb.get_nd_rotary_pos_embed(
-        case.native["rope_dim_list"], grid, theta=256, use_real=True, theta_rescale_factor=1
-    )
 
 
 def run_wan(case: Case, code: ModuleType) -> tuple[nn.Module, Tensors]:
@@ -208,7 +197,7 @@ def _call_wan(
 def _hunyuan(
     name: str, family: str, code: str, channels: int = 4, kind: str | None = None, **changes: Any
 ) -> Case:
-    guidance = kind is None
+    guidance = kind != "latent_concat"  # whose release has none
     native: dict[str, Any] = {
         "in_channels": channels,
         "out_channels": 4,
@@ -345,8 +334,3 @@ CASES: tuple[Case, ...] = (
         seed=12,
     ),
 )
-
-
-def path_of(out: Path, name: str) -> Path:
-    """The reference file of a name."""
-    return out / f"{name}.safetensors"

@@ -78,6 +78,15 @@ def hunyuan_args(**widths: Any) -> SimpleNamespace:
     return SimpleNamespace(**defaults, **widths)
 
 
+def hunyuan_rope(
+    models: ModuleType, axes: list[int], grid: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of the video tokens' positions, as their `inference.py` computes them."""
+    name = models.__name__.replace(".models", ".posemb_layers")
+    positions = importlib.import_module(name).get_nd_rotary_pos_embed
+    return positions(axes, grid, theta=256, use_real=True, theta_rescale_factor=1)
+
+
 def cu_seqlens(text_mask: Tensor, img_len: int) -> Tensor:
     """Ends of the segments [video + valid text] [padding] of every sample, from 0; [2B + 1]."""
     batch, text_len = text_mask.shape
