@@ -161,11 +161,13 @@ def fp8_dense(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tenso
 def gguf_dense(packed: Tensor, quant_type: int, dtype: torch.dtype) -> Tensor:
     """Bytes [..., bytes of a row] of a GGUF format -> numbers [..., I]."""
     import gguf
-    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+    from diffusers.quantizers.gguf.utils import dequantize_functions
 
     kind = gguf.GGMLQuantizationType(quant_type)
-    blocks = GGUFParameter(packed, quant_type=kind)  # type: ignore[call-arg]
-    return dequantize_gguf_tensor(blocks).to(dtype)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    # Called with a dtype, because diffusers' layer unpacks in float16 and rounds there.
+    numbers = dequantize_functions[kind](packed.reshape(-1, size), block, size, torch.float32)
+    return numbers.reshape(*packed.shape[:-1], packed.shape[-1] // size * block).to(dtype)
 
 
 def packed_weights(module: nn.Module) -> dict[str, PackedLinear]:

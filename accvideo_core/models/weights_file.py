@@ -153,7 +153,7 @@ class TorchFile:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
             raise _refused(path, str(error)) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise _damaged(path, reason) from error
         self._tensors = _unwrap(loaded)
