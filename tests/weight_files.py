@@ -96,13 +96,17 @@ FP8: dict[str, Callable[[State], State]] = {
 }
 
 
-def save_gguf(path: Path, state: State, kind: str = "Q8_0") -> State:
+def save_gguf(
+    path: Path, state: State, kind: str = "Q8_0", metadata: Mapping[str, str] | None = None
+) -> State:
     """Linear weights in blocks of a GGUF format where their rows allow it; returns the numbers."""
     import gguf
 
     quant = gguf.GGMLQuantizationType[kind]
     block, _ = gguf.GGML_QUANT_SIZES[quant]
     writer, numbers = gguf.GGUFWriter(str(path), "hyvid"), {}
+    for name, text in (metadata or {}).items():
+        writer.add_string(name, text)
     linear = set(linear_weights(state))
     for name, x in state.items():
         if name in linear and x.shape[1] % block == 0:

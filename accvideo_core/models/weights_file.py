@@ -9,7 +9,6 @@ import json
 import math
 import mmap
 import os
-import pickle
 import re
 import sys
 from collections.abc import Mapping
@@ -151,11 +150,8 @@ class TorchFile:
         try:
             # The format before torch 1.6 cannot be mapped.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except pickle.UnpicklingError as error:
-            raise _refused(path, str(error)) from error
-        except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise _damaged(path, reason) from error
+        except Exception as error:  # the unpickler raises whatever the bytes lead it to
+            raise _refused(path, error) from error
         self._tensors = _unwrap(loaded)
         self.entries = {
             name: Entry(tuple(x.shape), x.dtype, x.numel() * x.element_size())
@@ -169,10 +165,10 @@ class TorchFile:
         """Torch keeps its map to itself."""
 
 
-def _refused(path: Path, message: str) -> AccVideoError:
-    named = re.search(r"GLOBAL (\S+)", message)
+def _refused(path: Path, error: Exception) -> AccVideoError:
+    named = re.search(r"GLOBAL (\S+)", str(error))
     if named is None:
-        return _damaged(path, "it is no file of torch.save")
+        return _damaged(path, "it is no complete file of torch.save")
     return AccVideoError(
         f"{str(path)!r} holds Python objects beside weights ({named[1]}), which could run code "
         "and are not loaded; use a .safetensors file of the model"

@@ -1,4 +1,4 @@
-"""Loading a teacher: what works, and one sentence for every way a folder can be wrong."""
+"""Loading a teacher from a pipeline folder: what works, and one sentence for every fault."""
 
 from __future__ import annotations
 
