@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     _sample(add("sample", commands.sample, "sample videos from a student or from the teacher",
                 "out --student student.safetensors --prompt "
                 '"a red circle moving left on a plain background"'))  # fmt: skip
-    _export(add("export", commands.export, "write a run's last checkpoint as a student file",
-                "runs/traj student.safetensors"))  # fmt: skip
+    _export(add("export", commands.export, "write a student for ComfyUI's loaders or for diffusers",
+                "runs/adv ComfyUI/models/loras/fast.safetensors"))  # fmt: skip
     _inspect(add("inspect", commands.inspect, "say what a folder or file is",
                  "runs/traj/student.safetensors"))  # fmt: skip
     _compare(add("compare", commands.compare, "measure students against their teacher",
@@ -151,9 +151,35 @@ def _sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run folder, finished or not")
-    parser.add_argument("out", type=Path, help="student file to write (.safetensors)")
-    _teacher(parser)
+    parser.add_argument("source", type=Path, help="run folder, finished or not, or a student file")
+    parser.add_argument(
+        "out",
+        type=Path,
+        help="file to write (.safetensors; two with _high_noise and _low_noise for a model of two "
+        "experts), or for full weights in diffusers' layout a folder",
+    )
+    _network(parser)
+    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
+    parser.add_argument(
+        "--layout",
+        choices=("native", "diffusers"),
+        default="native",
+        help="names of the official release, which ComfyUI loads, or of diffusers (native)",
+    )
+    parser.add_argument(
+        "--what",
+        choices=("lora", "full"),
+        help="adapters alone, or merged into the teacher's weights (lora where there is one)",
+    )
+    parser.add_argument(
+        "--dtype",
+        dest="store",
+        choices=("bf16", "fp16", "fp32", "fp8"),
+        default="bf16",
+        help="of the file (bf16); fp8 is ComfyUI's scaled fp8, for full weights",
+    )
+    parser.add_argument("--rank", type=int, help="cut adapters to this rank by SVD (exact)")
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -197,10 +223,29 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _teacher(parser: argparse.ArgumentParser) -> None:
+    _network(parser)
+    _machine(parser)
+
+
+def _network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", type=Path, help="diffusers pipeline folder (the tiny embedded HunyuanVideo)"
     )
-    _machine(parser)
+    for name, target in (("", "the teacher"), ("-high", "its high-noise expert"),
+                         ("-low", "its low-noise expert")):  # fmt: skip
+        parser.add_argument(
+            f"--lora{name}",
+            action="append",
+            default=[],
+            metavar="FILE[=STRENGTH]",
+            help=f"LoRA to put on {target}; may be repeated",
+        )
+    parser.add_argument(
+        "--lora-mode",
+        choices=("merge", "adapter"),
+        default="merge",
+        help="merge into the weights, or keep beside them (merge)",
+    )
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:

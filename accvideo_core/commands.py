@@ -106,13 +106,26 @@ def sample(args: Namespace) -> None:
 
 
 def export(args: Namespace) -> None:
-    """Write a run's last checkpoint as a student file."""
+    """Write a run's last checkpoint, or a student file, for ComfyUI or diffusers."""
     from .distill.run import student_of_run
-    from .export import save_student
+    from .export import export_student, load_student
 
-    student = student_of_run(args.run, _teacher(args).model)
-    save_student(student, args.out)
-    print(f"student after {student.info.steps_trained} updates is in {args.out}")
+    # Merging is in float32 whatever the weights are loaded in, and bfloat16 takes half the memory.
+    wide = args.store in ("fp16", "fp32")
+    teacher = _teacher(args, "float32" if wide else "bfloat16")
+    is_run = args.source.is_dir() and not (args.source / "transformer").is_dir()
+    student = (student_of_run if is_run else load_student)(args.source, teacher.model)
+    result = export_student(
+        student,
+        args.out,
+        layout=args.layout,
+        what=args.what or ("full" if student.info.lora is None else "lora"),
+        dtype=args.store,
+        rank=args.rank,
+        pipeline=teacher.folder if (teacher.folder / "model_index.json").is_file() else None,
+    )
+    print(f"student after {student.info.steps_trained} updates is in {args.out.parent}:")
+    print(result.summary())
 
 
 def inspect(args: Namespace) -> None:
@@ -199,7 +212,8 @@ def _train(
     print(f" (loss {sum(last) / len(last):.4g})" if last else "")
 
 
-def _teacher(args: Namespace) -> Teacher:
+def _teacher(args: Namespace, dtype_name: str | None = None) -> Teacher:
+    """The teacher asked for, in `dtype_name` where that is not for the user to choose."""
     import torch
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -212,11 +226,33 @@ def _teacher(args: Namespace) -> Teacher:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    default = "bfloat16" if device.startswith("cuda") else "float32"
+    name = dtype_name or args.dtype or default
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise AccVideoError(f"--dtype {name} is unknown; use float32, bfloat16 or float16")
-    return load_teacher(args.teacher or embedded_teacher_path(), device=device, dtype=dtype)
+    teacher = load_teacher(args.teacher or embedded_teacher_path(), device=device, dtype=dtype)
+    return _with_loras(teacher, args)
+
+
+def _with_loras(teacher: Teacher, args: Namespace) -> Teacher:
+    """The teacher with the LoRAs of --lora, --lora-high and --lora-low on it."""
+    from .models.lora import apply_loras
+
+    model = teacher.model
+    for experts, given in (("both", args.lora), ("high", args.lora_high), ("low", args.lora_low)):
+        if given:
+            model = apply_loras(model, [_lora(text) for text in given], args.lora_mode, experts)
+    return replace(teacher, model=model)
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE=STRENGTH; a file's own name may have a = in it."""
+    name, _, strength = text.rpartition("=")
+    try:
+        return (Path(name), float(strength)) if name else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
 
 
 def _teachers(teacher: Teacher, steps: set[int]) -> list[Any]:

@@ -27,6 +27,7 @@ from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..flow import Times, validate_times
 from ..latents import LatentSpec, key_generator
+from ..models.lora import shared_copy
 from ..models.quantised import trainable_in_full
 from ..models.video_model import VideoModel
 
@@ -197,11 +198,6 @@ class Student:
         twin = Student.create(self.teacher, self.info)
         twin.load_state_dict(self.state_dict())
         return twin
-
-
-def shared_copy(module: nn.Module) -> nn.Module:
-    """A copy of the modules, hooks and settings whose parameters and buffers are the originals."""
-    return copy.deepcopy(module, {id(x): x for x in [*module.parameters(), *module.buffers()]})
 
 
 def _add_adapters(

@@ -237,7 +237,7 @@ def _plain(
     table: KeyTable,
     native: bool,
     network: nn.Module,
-) -> Iterator[DiffDelta]:
+) -> Iterator[Delta]:
     found = table.to_diffusers(join_name(layer, kind), value) if native else [(layer, value)]
     for name, x in found:
         part = name.removesuffix(f".{kind}")
@@ -293,9 +293,7 @@ def _change(
         log.warning("%d layers are quantised and keep their LoRAs beside their weights", kept)
 
 
-def _merge(
-    network: nn.Module, layer: str, kind: str, group: Sequence[tuple[Delta, float]]
-) -> None:
+def _merge(network: nn.Module, layer: str, kind: str, group: Sequence[tuple[Delta, float]]) -> None:
     """A new parameter, summed in float32 and rounded once."""
     path, _, last = join_name(layer, kind).rpartition(".")
     owner = network.get_submodule(path)
@@ -308,9 +306,7 @@ def _merge(
     setattr(owner, last, nn.Parameter(x.to(old.dtype), requires_grad=False))
 
 
-def _factors(
-    delta: Delta, strength: float, device: torch.device
-) -> tuple[Tensor, Tensor, float]:
+def _factors(delta: Delta, strength: float, device: torch.device) -> tuple[Tensor, Tensor, float]:
     """(A, B, scale) of a change to a linear layer's weight."""
     if isinstance(delta, LoraDelta):
         return delta.a.to(device), delta.b.to(device), strength * delta.scale

@@ -57,7 +57,7 @@ def split(
         found = [(part, rows) for part, rows in every if bool(rows.any())] or every
     else:
         found = [(part, rows) for part, rows in every if part.layer in layers]
-    rank = _block_rank([rows for _, rows in found])
+    rank = _block_rank([rows for _, rows in found]) if found else 0
     result = {}
     for i, (part, rows) in enumerate(found):
         block = slice(i * rank, (i + 1) * rank) if rank else slice(None)
