@@ -6,7 +6,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
-import comfy.samplers
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
@@ -68,7 +67,9 @@ class AccVideoSchedule(io.ComfyNode):
                 time_shift(),
             ],
             outputs=[
-                io.Sigmas.Output("sigmas", tooltip="steps + 1 falling numbers from 1 to 0."),
+                io.Sigmas.Output(
+                    "sigmas", tooltip="steps + 1 falling numbers, from 1 to 0 for flow models."
+                ),
                 io.Sampler.Output("sampler", tooltip="ComfyUI's sampler that goes with them."),
                 io.Float.Output("cfg", tooltip="Guidance scale that goes with them; 1 is none."),
                 io.Float.Output(
@@ -89,8 +90,7 @@ class AccVideoSchedule(io.ComfyNode):
         shift: float = 0.0,
     ) -> io.NodeOutput:
         plan = sampling_plan(model, preset, steps, shift)
-        sampler = comfy.samplers.sampler_object(plan.comfy_sampler)
-        return io.NodeOutput(plan.sigmas, sampler, plan.cfg, plan.guidance or 0.0)
+        return io.NodeOutput(plan.sigmas, plan.sampler(), plan.cfg, plan.guidance or 0.0)
 
 
 class AccVideoSample(io.ComfyNode):

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import comfy.samplers
 import torch
 from comfy_api.latest import io
 
@@ -14,6 +15,7 @@ from ..accvideo_core.flow import Times
 from ..accvideo_core.presets import Preset, misfit, presets_for
 from ..accvideo_core.presets import preset as preset_named
 from .sockets import StudentHandle, from_sigmas, network, to_sigmas
+from .vp_sampler import VarianceSampler
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
@@ -34,8 +36,15 @@ class SamplingPlan:
     cfg: float = 1.0
     solver: str = "euler"
     comfy_sampler: str = "euler"
+    variance_preserving: bool = False
     few_step: bool = True
     """Whether the model has its guidance in its weights."""
+
+    def sampler(self) -> comfy.samplers.Sampler:
+        """ComfyUI's sampler that goes with the sigmas."""
+        if self.variance_preserving:
+            return VarianceSampler()
+        return comfy.samplers.sampler_object(self.comfy_sampler)
 
 
 def preset_input(tooltip: str) -> io.Input:
@@ -86,9 +95,11 @@ def _plan(
     else:
         times = family.time_grid(steps or None, shift or None, size)
     if isinstance(model, StudentHandle):
-        return SamplingPlan(times, to_sigmas(times, family), model.student.info.guidance)
-    cfg = family.cfg.scale if family.cfg else 1.0
-    return SamplingPlan(times, to_sigmas(times, family), None, cfg, few_step=False)
+        plan = SamplingPlan(times, to_sigmas(times, family), model.student.info.guidance)
+    else:
+        cfg = family.cfg.scale if family.cfg else 1.0
+        plan = SamplingPlan(times, to_sigmas(times, family), None, cfg, few_step=False)
+    return replace(plan, variance_preserving=family.variance_preserving)
 
 
 def _of_preset(chosen: Preset, model: Teacher | StudentHandle | None) -> SamplingPlan:

@@ -233,6 +233,7 @@ def _family(
         encode=_encode,
         from_native=_from_native,
         to_sigma=to_sigma,
+        variance_preserving=True,
         from_sigma=from_sigma,
     )
 

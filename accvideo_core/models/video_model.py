@@ -87,6 +87,8 @@ class Family:
     """Time -> the sigma that ComfyUI's samplers call it; the same number for a flow model."""
     from_sigma: Callable[[float], float] = _same
     """The inverse of `to_sigma`."""
+    variance_preserving: bool = False
+    """Whether the network's own state is alpha x_0 + s eps, which few samplers know."""
     latent_spec: Callable[[Mapping[str, Any], Mapping[str, Any]], LatentSpec]
     """(transformer config, VAE config, empty when there is no VAE) -> LatentSpec."""
 

@@ -5,6 +5,7 @@ Graphs are API prompts: our nodes make a student of it, stock nodes sample what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ class Case:
     condition: Callable[[torch.Generator], dict[str, Tensor]]
     """What text encoders (and image nodes) put into CONDITIONING; "text" is its tensor."""
     experts: int = 1
+    rescale: float = 1.0
+    """ComfyUI's latent scale over ours, where it goes by a size that a tiny model has not."""
+    tolerance: float = 1e-4
+    """Relative distance between ComfyUI's latents and ours that rounding explains."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,10 @@ class Stage:
         for seed, expert in enumerate(self.experts):
             network = self.case.network()
             tiny.randomise(network, seed)
-            table = FAMILIES[self.case.family].key_table(dict(network.config))  # type: ignore
-            write_safetensors(self.checkpoint(expert), table.to_native(network.state_dict()))
+            config = dict(network.config)  # type: ignore[arg-type]
+            weights = FAMILIES[self.case.family].key_table(config).to_native(network.state_dict())
+            header = {"config": json.dumps({k: x for k, x in config.items() if k[0] != "_"})}
+            write_safetensors(self.checkpoint(expert), weights, header)
         for seed, name in enumerate(("positive", "negative")):
             generator = torch.Generator().manual_seed(seed)
             save_file(self.case.condition(generator), self.file(name))
@@ -168,7 +175,7 @@ class Stage:
         ComfyClient(self.server.url).run(self.stock(out, loras, checkpoint))
         log = self.server.log_text()[before:]
         assert not [line for line in log.splitlines() if any(c in line for c in COMPLAINTS)]
-        return load_file(self.file(out))["samples"]
+        return self.case.rescale * load_file(self.file(out))["samples"]
 
     def ours(self) -> Tensor:
         """What our own sampler makes of the exported LoRA, in VAE space."""

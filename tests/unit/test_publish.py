@@ -210,7 +210,7 @@ def test_entrypoint_yields_the_nodes_and_loads_no_model_library(
         root, tmp_path,
         "sys.path.insert(0, sys.argv[2]); sys.argv = ['x', '--cpu']\n"
         "import comfy.options; comfy.options.enable_args_parsing()\n"
-        "import comfy_api.latest\n"
+        "import comfy_api.latest, comfy.model_patcher, comfy.samplers\n"
         "before = set(sys.modules)\n"
         "extension = asyncio.run(pack.comfy_entrypoint())\n"
         "asyncio.run(extension.on_load())\n"
