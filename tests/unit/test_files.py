@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,29 @@ def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
     os.utime(tmp_path / "00" / "c.tmp", (0, 0))
     files.remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path / "00")) == [".b.2.tmp", "c.tmp"]
+
+
+def test_tensors_made_later_give_the_same_bytes_and_exist_one_at_a_time(tmp_path: Path) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def later(x: torch.Tensor) -> files.Later:
+        def make() -> torch.Tensor:
+            nonlocal most
+            alive.append(weakref.ref(made := x.clone()))
+            most = max(most, sum(ref() is not None for ref in alive))
+            return made
+
+        return files.Later(tuple(x.shape), x.dtype, make)
+
+    files.write_safetensors(tmp_path / "now.safetensors", TENSORS, META)
+    made = {name: later(x) for name, x in TENSORS.items()}
+    files.write_safetensors(tmp_path / "later.safetensors", made, META)
+    assert (tmp_path / "now.safetensors").read_bytes() == (
+        tmp_path / "later.safetensors"
+    ).read_bytes()
+    assert len(alive) == len(TENSORS) and most <= 2  # the last one goes when the next is bound
+    wrong = {"x": files.Later((3,), torch.float32, lambda: torch.zeros(2))}
+    with pytest.raises(ValueError, match="x is"):
+        files.write_safetensors(tmp_path / "wrong.safetensors", wrong)
+    assert not (tmp_path / "wrong.safetensors").exists()
