@@ -109,6 +109,7 @@ class Network:
             AccVideoError: a weight has another shape than its place.
         """
         device = torch.device(device)
+        self._block = _Block(self.bytes(dtype)) if device.type == "cpu" else None
         # Parameters made inside inference mode could never be trained against.
         with torch.inference_mode(False), torch.no_grad():
             for name in self._parts:
@@ -116,6 +117,7 @@ class Network:
             for owner in self.module.modules():
                 for key, x in owner.named_buffers(recurse=False):
                     owner._buffers[key] = x.to(device)
+        self._block = None
         return self.module.eval().requires_grad_(False)
 
     def _load_one(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -145,6 +147,8 @@ class Network:
             setattr(self.module.get_submodule(above), child, layer)
             return layer.weight
         value = piece.dense(self._dtype_at(part, dtype)).to(device)
+        if self._block is not None and value.data_ptr() != piece.data.data_ptr():
+            value = self._block.keep(value)
         if attribute in owner._buffers:
             owner._buffers[attribute] = value
         else:
@@ -171,7 +175,7 @@ class Network:
             return None
         scale = self.checkpoint.get(keys[0]).float().clone()
         if scale.numel() == 1:
-            return scale.reshape(())
+            return None if scale.item() == 1 else scale.reshape(())
         if scale.numel() == shape[0]:
             return scale.reshape(-1, *[1] * (len(shape) - 1))
         raise AccVideoError(
@@ -266,6 +270,30 @@ class Network:
         """Some small layers diffusers keeps in float32, whatever the rest is in."""
         wide = getattr(self.cls, "_keep_in_fp32_modules", None) or ()
         return not set(part.split(".")).isdisjoint(wide)
+
+
+class _Block:
+    """One piece of main memory for all weights that had to be converted.
+
+    The system has it back as soon as the last of them goes; many smaller pieces would stay with
+    the process's allocator.
+    """
+
+    ALIGNMENT = 64
+
+    def __init__(self, size: int) -> None:
+        # Memory that nothing is written to costs nothing.
+        self._bytes = torch.empty(size + 2**20, dtype=torch.uint8)
+        self._used = 0
+
+    def keep(self, x: Tensor) -> Tensor:
+        """A copy of `x` in the block; `x` itself when it does not fit any more."""
+        start = -(-self._used // self.ALIGNMENT) * self.ALIGNMENT
+        end = start + x.numel() * x.element_size()
+        if end > len(self._bytes):
+            return x
+        self._used = end
+        return self._bytes[start:end].view(x.dtype).view(x.shape).copy_(x)
 
 
 def empty(cls: Any, config: Mapping[str, Any]) -> nn.Module:

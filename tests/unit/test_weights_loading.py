@@ -240,22 +240,26 @@ def info(model: VideoModel, lora: LoraSpec | None) -> StudentInfo:
 def test_a_lora_student_trains_on_packed_weights(kind: str, tmp_path: Path):
     teacher, dense = packed_teacher("hunyuan_video", kind, tmp_path)
     x, cond = asked("hunyuan_video")
-    gradients = []
-    for model in (teacher.model, dense):
+
+    def gradients(model: VideoModel, checkpointing: bool = False) -> dict[str, Tensor | None]:
         student = Student.create(model, info(model, LoraSpec(rank=2)))
+        values = {n: torch.linspace(-1, 1, p.numel()) for n, p in student.trainable().items()}
         student.load_state_dict(
-            {
-                n: torch.linspace(-1, 1, p.numel()).reshape(p.shape)
-                for n, p in student.trainable().items()
-            }
+            {n: values[n].reshape(p.shape) for n, p in student.trainable().items()}
         )
+        if checkpointing:
+            student.model.module.enable_gradient_checkpointing()  # type: ignore[operator]
         student.velocity(x, 0.5, cond).square().mean().backward()
-        gradients.append({name: p.grad for name, p in student.trainable().items()})
-    ours, theirs = gradients
-    assert ours.keys() == theirs.keys()
+        return {name: p.grad for name, p in student.trainable().items()}
+
+    ours, theirs = gradients(teacher.model), gradients(dense)
+    again = gradients(teacher.model, checkpointing=True)
+    assert ours.keys() == theirs.keys() == again.keys()
     for name, gradient in theirs.items():
         assert gradient is not None and gradient.abs().sum() > 0
-        assert torch.allclose(ours[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max())
+        for found in (ours[name], again[name]):
+            bound = 1e-5 * float(gradient.abs().max())
+            assert found is not None and torch.allclose(found, gradient, rtol=1e-3, atol=bound)
 
 
 @pytest.mark.parametrize("kind", ["plain", "Q8_0"])
@@ -347,6 +351,14 @@ def test_everything_loaded_in_inference_mode_can_be_trained_on(hunyuan: tuple[Pa
     with torch.inference_mode():
         model = load_teacher(hunyuan[0], dtype=torch.float64).model
     assert not any(x.is_inference() for x in [*model.module.parameters(), *model.module.buffers()])
+
+
+def test_weights_and_fixed_tables_go_to_the_device_asked_for(tmp_path: Path):
+    source = original("wan_t2v")
+    packed = weight_files.scaled_fp8(native("wan_t2v", source.module))
+    path = save(tmp_path / "x.safetensors", packed, source.module)
+    module = load_teacher(path, device="meta").model.module
+    assert all(x.is_meta for x in [*module.parameters(), *module.buffers()])
 
 
 def wan_vae_names(module: nn.Module) -> dict[str, str]:
