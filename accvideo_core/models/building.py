@@ -102,6 +102,12 @@ class Network:
         """Memory of the loaded weights, from headers alone."""
         return sum(self._bytes(name, dtype) for name in self._parts)
 
+    def copied_bytes(self, dtype: torch.dtype) -> int:
+        """Of `bytes`, those that are made anew; the rest stays in the mapped file."""
+        return sum(
+            self._bytes(name, dtype) for name in self._parts if not self._lies_ready(name, dtype)
+        )
+
     def load(self, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
         """Put every weight in its place; the module is frozen and in eval mode. Once only.
 
@@ -109,7 +115,7 @@ class Network:
             AccVideoError: a weight has another shape than its place.
         """
         device = torch.device(device)
-        self._block = _Block(self.bytes(dtype)) if device.type == "cpu" else None
+        self._block = _Block(self.copied_bytes(dtype)) if device.type == "cpu" else None
         # Parameters made inside inference mode could never be trained against.
         with torch.inference_mode(False), torch.no_grad():
             for name in self._parts:
@@ -253,10 +259,19 @@ class Network:
 
     def _bytes(self, name: str, dtype: torch.dtype) -> int:
         entry, part = self.checkpoint.entries[self._keys[name]], self._parts[name][0]
-        fp8 = entry.dtype in FP8_DTYPES or name in self._formats
-        if (fp8 or entry.quant_type is not None) and self._may_stay_packed(part):
+        if self._stays_packed(name):
             return entry.nbytes
         return math.prod(entry.shape) * self._dtype_at(part, dtype).itemsize
+
+    def _lies_ready(self, name: str, dtype: torch.dtype) -> bool:
+        """Whether the mapped file holds the weight as it is wanted."""
+        stored = self.checkpoint.entries[self._keys[name]].dtype
+        return stored == self._dtype_at(self._parts[name][0], dtype) or self._stays_packed(name)
+
+    def _stays_packed(self, name: str) -> bool:
+        entry = self.checkpoint.entries[self._keys[name]]
+        fp8 = entry.dtype in FP8_DTYPES or name in self._formats
+        return (fp8 or entry.quant_type is not None) and self._may_stay_packed(self._parts[name][0])
 
     def _may_stay_packed(self, part: str) -> bool:
         owner, _, attribute = part.rpartition(".")

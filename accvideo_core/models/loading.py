@@ -150,7 +150,8 @@ def load_teacher(
             `dtype`.
         variant: family to take a network for that its tensors cannot tell from another.
         vae: folder of a diffusers VAE or Wan's official file, in place of the pipeline folder's.
-        free_memory: bytes that the weights may take; more is refused before anything is read.
+        free_memory: bytes that loading may take; more is refused before anything is read. What
+            stays in a mapped file, which the system can read again, takes none on the CPU.
 
     Raises:
         AccVideoError: the source is missing, foreign, incomplete, damaged or too large.
@@ -170,7 +171,8 @@ def load_teacher(
     config = {} if vae_path is None else vae_config(Path(vae_path))
     spec = family.latent_spec(networks[0].config, config)
     name = " and ".join(path.name for path in sources)
-    _check_memory(name, family, networks, dtype, free_memory)
+    on_cpu = torch.device(device).type == "cpu"
+    _check_memory(name, family, networks, dtype, on_cpu, free_memory)
     modules = [network.load(device, dtype) for network in networks]
     module = Experts(*modules) if len(modules) == 2 else modules[0]
     model = VideoModel(module, family, spec, source=name)
@@ -209,15 +211,17 @@ def _check_memory(
     family: Family,
     networks: Sequence[Network],
     dtype: torch.dtype,
+    on_cpu: bool,
     free: int | None,
 ) -> None:
     """Say what loading will take, and refuse what does not fit."""
-    needed = sum(network.bytes(dtype) for network in networks)
+    whole = sum(network.bytes(dtype) for network in networks)
+    needed = sum(network.copied_bytes(dtype) for network in networks) if on_cpu else whole
     parameters = sum(x.numel() for network in networks for x in network.module.parameters())
     number = str(dtype).removeprefix("torch.")
     _log.info(
         "%s: %s, %.2f billion parameters, about %.2f GB to be computed with in %s",
-        *(name, family.title or family.name, parameters / 1e9, needed / 1e9, number),
+        *(name, family.title or family.name, parameters / 1e9, whole / 1e9, number),
     )
     if free is not None and needed > free:
         narrower = "" if dtype.itemsize <= 2 else "load it in bfloat16, "
