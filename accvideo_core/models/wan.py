@@ -23,6 +23,7 @@ from ..guidance import Cfg
 from ..latents import LatentSpec
 from .keys.wan import key_table
 from .video_model import Family
+from .wan_release import NEGATIVE_PROMPT, SHAKY_CAMERA, VAES
 
 if TYPE_CHECKING:
     from .vae import VideoVAE
@@ -33,57 +34,13 @@ TEXT_TOKENS = 512
 MASK_CHANNELS = 4
 """Of a concatenated image: one for each of the 4 frames in a latent frame, 1 where it is given."""
 
-# latents_mean and latents_std of the Wan 2.1 and 2.2 VAEs, for a network that comes without a VAE.
-_MEAN_16 = (
-    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
-    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
-)
-_STD_16 = (
-    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
-    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
-)
-_MEAN_48 = (
-    *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
-    *(-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825),
-    *(-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502),
-    *(-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230),
-    *(-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748),
-    *(0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
-)
-_STD_48 = (
-    *(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013),
-    *(0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978),
-    *(0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659),
-    *(0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093),
-    *(0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887),
-    *(0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
-)
-_VAES = {16: (_MEAN_16, _STD_16, 8), 48: (_MEAN_48, _STD_48, 16)}
-
-# The release's sample_neg_prompt: garish colours, overexposed, static, blurred details, subtitles,
-# ... three legs, a crowd in the background, walking backwards.
-NEGATIVE_PROMPT = (
-    "\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c\u9759\u6001\uff0c"
-    "\u7ec6\u8282\u6a21\u7cca\u4e0d\u6e05\uff0c\u5b57\u5e55\uff0c\u98ce\u683c\uff0c"
-    "\u4f5c\u54c1\uff0c\u753b\u4f5c\uff0c\u753b\u9762\uff0c\u9759\u6b62\uff0c"
-    "\u6574\u4f53\u53d1\u7070\uff0c\u6700\u5dee\u8d28\u91cf\uff0c\u4f4e\u8d28\u91cf\uff0c"
-    "JPEG\u538b\u7f29\u6b8b\u7559\uff0c\u4e11\u964b\u7684\uff0c\u6b8b\u7f3a\u7684\uff0c"
-    "\u591a\u4f59\u7684\u624b\u6307\uff0c\u753b\u5f97\u4e0d\u597d\u7684\u624b\u90e8\uff0c"
-    "\u753b\u5f97\u4e0d\u597d\u7684\u8138\u90e8\uff0c\u7578\u5f62\u7684\uff0c"
-    "\u6bc1\u5bb9\u7684\uff0c\u5f62\u6001\u7578\u5f62\u7684\u80a2\u4f53\uff0c"
-    "\u624b\u6307\u878d\u5408\uff0c\u9759\u6b62\u4e0d\u52a8\u7684\u753b\u9762\uff0c"
-    "\u6742\u4e71\u7684\u80cc\u666f\uff0c\u4e09\u6761\u817f\uff0c"
-    "\u80cc\u666f\u4eba\u5f88\u591a\uff0c\u5012\u7740\u8d70"
-)
-_SHAKY_CAMERA = "\u955c\u5934\u6643\u52a8\uff0c"  # what Wan 2.1's I2V puts in front of it
-
 
 # The network ----------------------------------------------------------------------------------
 
 
 def _latent_spec(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpec:
     channels = transformer.get("out_channels", 16)
-    mean, std, stride = _VAES[channels]
+    mean, std, stride = VAES[channels]
     patch_t, patch, _ = transformer.get("patch_size", (1, 2, 2))
     return LatentSpec(
         channels=channels,
@@ -110,8 +67,20 @@ def _is(inputs: int, outputs: int, clip: bool = False) -> Callable[[Mapping[str,
     return matches
 
 
+def _exact_sinusoids(module: Any, args: tuple[Tensor], _output: Tensor) -> Tensor:
+    """Of times [N], as the release computes them: phases go up to 1000, where diffusers' float32
+    is 3e-5 off, and the velocity 5e-6.
+    """
+    half = module.num_channels // 2
+    # Apple's devices have no float64.
+    device = "cpu" if args[0].device.type == "mps" else args[0].device
+    fractions = torch.arange(half, dtype=torch.float64, device=device) / half
+    phases = args[0].to(device, torch.float64)[:, None] * 10000.0**-fractions
+    return torch.cat([phases.cos(), phases.sin()], dim=-1).to(args[0].device, torch.float32)
+
+
 def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """The network's answer; `t` may be [B, T*h*w], of every token. Its sinusoids are float32."""
+    """The network's answer; `t`, float32 like the sinusoids of it, may be [B, T*h*w]: per token."""
     config = module.config
     if cond.text.shape[-1] != config.text_dim:
         raise AccVideoError(
@@ -119,14 +88,19 @@ def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
             f"{config.text_dim}; encode it with UMT5-XXL (a CLIPLoader of type wan)"
         )
     text = cond.text.masked_fill(~cond.full_mask().unsqueeze(-1), 0)
-    return module(
-        hidden_states=x_t,
-        timestep=t * TIMESTEPS,
-        # Longer texts are cut, as the release's tokenizer cuts them.
-        encoder_hidden_states=nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1])),
-        encoder_hidden_states_image=None if config.image_dim is None else cond.image_tokens,
-        return_dict=False,
-    )[0]
+    sinusoids = module.condition_embedder.timesteps_proj
+    handle = sinusoids.register_forward_hook(_exact_sinusoids)
+    try:
+        return module(
+            hidden_states=x_t,
+            timestep=t * TIMESTEPS,
+            # Longer texts are cut, as the release's tokenizer cuts them.
+            encoder_hidden_states=nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1])),
+            encoder_hidden_states_image=None if config.image_dim is None else cond.image_tokens,
+            return_dict=False,
+        )[0]
+    finally:
+        handle.remove()
 
 
 def _forward_i2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -377,7 +351,7 @@ WAN_I2V = replace(
     boundary=0.0,
     shift_low=3.0,
     cfg=Cfg(5.0),
-    negative_prompt=_SHAKY_CAMERA + NEGATIVE_PROMPT,
+    negative_prompt=SHAKY_CAMERA + NEGATIVE_PROMPT,
     lora_targets=(*_TARGETS, "add_k_proj", "add_v_proj"),
     encode_image=_encode_image_and_tokens,
     from_native=_from_native_i2v_and_tokens,
