@@ -103,6 +103,8 @@ def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", default="bfloat16", help="dtype on disk (bfloat16)")
     parser.add_argument("--guidance", type=float, help="embedded guidance (the family's)")
     parser.add_argument("--batch", type=int, default=8, help="records at once (8)")
+    parser.add_argument("--shift", type=float, help="shift of the time grid (the family's)")
+    _cfg(parser)
 
 
 def _distill(parser: argparse.ArgumentParser) -> None:
@@ -121,9 +123,7 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument("dataset", type=Path, help="dataset folder that `record` made")
     parser.add_argument("run", type=Path, help="run folder; training goes on if it exists")
     _teacher(parser)
-    parser.add_argument(
-        "--recipe", default=recipe, help=f"one of {', '.join(PRESETS)} ({recipe})"
-    )
+    parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(PRESETS)} ({recipe})")
     parser.add_argument(
         "--set",
         action="append",
@@ -131,9 +131,7 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
         metavar="FIELD=VALUE",
         help="change a field of the recipe, such as lr=1e-4 or lora.rank=16 or lora=null",
     )
-    parser.add_argument(
-        "--out", type=Path, help="student file to write (RUN/student.safetensors)"
-    )
+    parser.add_argument("--out", type=Path, help="student file to write (RUN/student.safetensors)")
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +141,9 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     _size(parser)
     parser.add_argument("--student", type=Path, help="student file; its own key times are used")
     parser.add_argument("--steps", type=int, help="steps of the teacher's grid, without --student")
+    parser.add_argument("--preset", help="times and solver of a public few-step model")
+    parser.add_argument("--shift", type=float, help="shift of the teacher's grid (the family's)")
+    _cfg(parser)
     parser.add_argument("--samples", type=int, default=1, help="samples per prompt (1)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise (1)")
     parser.add_argument("--batch", type=int, default=8, help="clips at once (8)")
@@ -183,7 +184,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="dataset, run, teacher folder or student file")
+    parser.add_argument("path", type=Path, help="dataset, run, teacher, or student file")
     parser.add_argument("--verify", action="store_true", help="read everything and check it")
 
 
@@ -202,6 +203,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", default="", help='more teacher steps to show, such as "10,4" (the students\')'
     )
+    _cfg(parser)
     parser.add_argument("--samples", type=int, default=2, help="samples per prompt (2)")
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of the noise, not the dataset's (1)"
@@ -229,8 +231,13 @@ def _teacher(parser: argparse.ArgumentParser) -> None:
 
 def _network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--teacher", type=Path, help="diffusers pipeline folder (the tiny embedded HunyuanVideo)"
+        "--teacher",
+        type=Path,
+        help="diffusers folder, or a checkpoint file (the tiny embedded HunyuanVideo)",
     )
+    parser.add_argument("--low-noise", type=Path, help="Wan 2.2 A14B: the low-noise checkpoint")
+    parser.add_argument("--variant", help="family that a checkpoint's tensors cannot tell")
+    parser.add_argument("--vae", type=Path, help="diffusers VAE folder, or Wan's VAE file")
     for name, target in (("", "the teacher"), ("-high", "its high-noise expert"),
                          ("-low", "its low-noise expert")):  # fmt: skip
         parser.add_argument(
@@ -246,6 +253,13 @@ def _network(parser: argparse.ArgumentParser) -> None:
         default="merge",
         help="merge into the weights, or keep beside them (merge)",
     )
+
+
+def _cfg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg", type=float, help="classifier-free guidance of the teacher (the family's; 1: none)"
+    )
+    parser.add_argument("--negative", help="negative prompt that goes with it (the family's)")
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ def describe(path: Path, verify: bool = False) -> str:
     if not path.exists():
         raise AccVideoError(f"there is nothing at {path}; check the path")
     if path.is_file():
-        return _student(path, verify)
+        return _student(path, verify) if _is_student(path) else _network(path, verify)
     for name, look in (
         ("dataset.json", _dataset),
         ("config.json", _run),
@@ -93,21 +93,14 @@ def _run(path: Path, _verify: bool) -> str:
 
 def _teacher(path: Path, verify: bool) -> str:
     from .files import read_json
-    from .models import FAMILIES
+    from .models.pipeline_folder import open_networks
 
-    index = read_json(path / "model_index.json")
-    name = index.get("_class_name")
-    families = {family.pipeline_class: family for family in FAMILIES.values()}
-    if name not in families:
-        raise AccVideoError(
-            f"{path} is a diffusers folder of a {name}, which is no teacher for this version; "
-            f"supported are {', '.join(families)}"
-        )
-    family = families[name]
+    family, networks = open_networks(path)
     size = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
     facts = {
-        "pipeline": name,
+        "pipeline": read_json(path / "model_index.json").get("_class_name"),
         "family": family.name,
+        "networks": len(networks) if len(networks) > 1 else None,
         "official grid": f"{family.steps} steps, shift {family.shift:g}",
         "weights": f"{size / 1e6:.1f} MB",
     }
@@ -121,12 +114,42 @@ def _teacher(path: Path, verify: bool) -> str:
     return _sheet(f"{path} is a teacher", facts)
 
 
+def _is_student(path: Path) -> bool:
+    from .export import read_student_info
+
+    try:
+        read_student_info(path)
+    except AccVideoError:
+        return False
+    return True
+
+
+def _network(path: Path, verify: bool) -> str:
+    from .models.checkpoint import open_checkpoint
+    from .models.detect import detect
+
+    with open_checkpoint(path) as checkpoint:
+        seen = detect(checkpoint.shapes, metadata=checkpoint.metadata)
+        kinds = {str(x).removeprefix("torch.") for x in checkpoint.dtypes.values() if x}
+        facts = {
+            "family": seen.family.title or seen.family.name,
+            "parameters": f"{seen.parameters / 1e9:.2f} billion",
+            "weights": f"{checkpoint.bytes / 1e9:.2f} GB, {', '.join(sorted(kinds))}",
+            "names": "the official release's" if seen.naming == "native" else "diffusers'",
+            "official grid": f"{seen.family.steps} steps, shift {seen.family.shift:g}",
+        }
+    text = _sheet(f"{path} is the network of a teacher", facts)
+    if not verify:
+        return text
+    from .models.loading import load_teacher
+
+    return f"{text}\n  fingerprint    {load_teacher(path).model.fingerprint}"
+
+
 def _student(path: Path, verify: bool) -> str:
     from .export import read_student_info
     from .files import read_safetensors
 
-    if path.suffix != ".safetensors":
-        raise AccVideoError(f"{path} is a file, but no student (those end in .safetensors)")
     info = read_student_info(path)
     lora = "full weights" if info.lora is None else f"LoRA of rank {info.lora.rank}"
     facts = {

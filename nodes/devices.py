@@ -12,6 +12,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..accvideo_core.errors import AccVideoError
+
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
     from ..accvideo_core.models.vae import VideoVAE
@@ -92,6 +94,12 @@ def patcher_of(teacher: Teacher, part: str, module: nn.Module) -> ModelPatcher:
 def _load(teacher: Teacher, part: str, module: nn.Module, beside: float) -> None:
     """Let ComfyUI put `module` on its device, with room for `beside` bytes and activations."""
     patcher = patcher_of(teacher, part, module)
+    total: Any = management.get_total_memory(patcher.load_device)
+    if patcher.model_size() > total:
+        raise AccVideoError(
+            f"{teacher.model.source!r} takes {patcher.model_size() / 1e9:.1f} GB and the device "
+            f"has {total / 1e9:.1f} GB; choose an fp8 or GGUF file of it, or a smaller model"
+        )
     # Weights that were moved inside ComfyUI's inference mode could never be trained.
     with torch.inference_mode(False):
         needed = int(ACTIVATIONS * patcher.model_size() + beside)

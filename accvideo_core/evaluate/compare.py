@@ -174,7 +174,8 @@ class _Bench:
         condition = Condition.cat([p.condition for p, _ in chosen]).with_guidance(guidance)
         start = _now(device)
         latents = sample(model, condition, noise.to(device), contender.times, monitor)
-        return latents.cpu(), _now(device) - start
+        seconds = _now(device) - start
+        return spec.crop(latents, self.plan.frames).cpu(), seconds
 
     def _figures(
         self,

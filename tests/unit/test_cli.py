@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from accvideo_core.cli import main
 from accvideo_core.commands import changed_recipe
@@ -28,6 +29,7 @@ from accvideo_core.models import VideoModel, loading
 from accvideo_core.models.loading import Teacher
 from accvideo_core.monitor import Cancelled, Progress
 from accvideo_core.terminal import Terminal, duration, line
+from accvideo_core.trajectories.store import TrajectoryDataset
 from accvideo_core.video import read_video
 
 SIZE = ["--frames", "5", "--height", "16", "--width", "16"]
@@ -171,13 +173,43 @@ def test_inspect_says_what_things_are_not(capsys):
     cases = {
         "missing": "there is nothing at missing",
         "folder": "no trajectory dataset .* no training run .* no teacher",
-        "note.txt": "no student",
-        "foreign": "FluxPipeline, which is no teacher",
-        "junk.safetensors": "damaged or was not written by AccVideo",
+        "note.txt": "note.txt' .*safetensors",
+        "foreign": "networks of class .* are not supported",
+        "junk.safetensors": "junk.safetensors' is damaged",
     }
     for path, message in cases.items():
         assert main(["inspect", path]) == 2
         assert re.search(message, last_error(capsys))
+
+
+def test_inspect_names_a_network_by_its_tensors(capsys):
+    network = tiny.network()
+    weights = {name: x.to(torch.bfloat16) for name, x in network.state_dict().items()}
+    config = {name: x for name, x in dict(network.config).items() if name[0] != "_"}
+    save_file(weights, "model.safetensors", {"config": json.dumps(config)})
+    assert main(["inspect", "model.safetensors", "--verify"]) == 0
+    text = capsys.readouterr().out
+    for phrase in ("network of a teacher", "HunyuanVideo", "bfloat16", "diffusers'", "fingerprint"):
+        assert phrase in text
+
+
+def test_a_public_preset_is_sampled_as_it_wants(capsys, tmp_path):
+    words = ["sample", "out", *SIZE, "--prompt", "a red circle", "--preset"]
+    assert main([*words, "accvideo-hunyuan-5"]) == 0
+    assert len(list(Path("out").glob("*.mp4"))) == 1
+    assert main([*words, "accvideo-wan-t2v-10"]) == 2
+    assert "is for wan_t2v, but the teacher is a hunyuan_video" in last_error(capsys)
+    assert main([*words, "fast"]) == 2
+    assert "preset 'fast' is unknown; choose one of: accvideo-hunyuan-5" in last_error(capsys)
+
+
+def test_guidance_of_the_teacher_is_recorded_with_its_negative_prompt(capsys):
+    words = ["--prompt", "a red circle", "--steps", "4", "--keep", "2", "--cfg", "2"]
+    assert main(["record", "guided", *SIZE, *words, "--negative", "a blue square"]) == 0
+    info = TrajectoryDataset.open(Path("guided")).info
+    assert info.cfg is not None and info.cfg.scale == 2 and info.negative
+    plain = ["record", "guided", *SIZE, *words, "--negative", "a red square"]
+    assert main(plain) == 2 and "cannot be continued with negative" in last_error(capsys)
 
 
 def test_inspect_verify_finds_a_flipped_byte(capsys):

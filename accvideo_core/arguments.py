@@ -1,0 +1,186 @@
+"""What several commands make of their arguments: teacher, prompts, guidance, size."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import AccVideoError
+
+if TYPE_CHECKING:
+    from .conditioning import Prompt
+    from .distill.student import Student
+    from .flow import Times
+    from .guidance import Cfg
+    from .models.loading import Teacher
+    from .sampling import HasVelocity, SamplePlan
+
+
+def teacher_of(args: Namespace, dtype_name: str | None = None) -> Teacher:
+    """The teacher asked for, in `dtype_name` where that is not for the user to choose."""
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from .models.loading import load_teacher
+    from .models.tiny import embedded_teacher_path
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # the terminal has one progress line, ours
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    default = "bfloat16" if device.startswith("cuda") else "float32"
+    name = dtype_name or args.dtype or default
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise AccVideoError(f"--dtype {name} is unknown; use float32, bfloat16 or float16")
+    source = args.teacher or embedded_teacher_path()
+    teacher = load_teacher(
+        source if args.low_noise is None else (source, args.low_noise),
+        device=device,
+        dtype=dtype,
+        variant=args.variant,
+        vae=args.vae,
+        free_memory=_free_memory(device),
+    )
+    return _with_loras(teacher, args)
+
+
+def _free_memory(device: str) -> int | None:
+    """Bytes that weights may take on a GPU; the CPU's memory is the system's business."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else None
+
+
+def _with_loras(teacher: Teacher, args: Namespace) -> Teacher:
+    """The teacher with the LoRAs of --lora, --lora-high and --lora-low on it."""
+    from .models.lora import apply_loras
+
+    model = teacher.model
+    for experts, given in (("both", args.lora), ("high", args.lora_high), ("low", args.lora_low)):
+        if given:
+            model = apply_loras(model, [_lora(text) for text in given], args.lora_mode, experts)
+    return replace(teacher, model=model)
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE=STRENGTH; a file's own name may have a = in it."""
+    name, _, strength = text.rpartition("=")
+    try:
+        return (Path(name), float(strength)) if name else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def prompts_of(args: Namespace, teacher: Teacher) -> list[Prompt]:
+    from .evaluate import world
+    from .latents import key_generator
+
+    texts = list(args.prompt)
+    if args.prompts is not None:
+        if not args.prompts.is_file():
+            raise AccVideoError(f"there is no prompts file {args.prompts}; check the path")
+        lines = args.prompts.read_text(encoding="utf-8").splitlines()
+        texts += [line.strip() for line in lines if line.strip()]
+    if args.world > len(world.all_prompts()):
+        raise AccVideoError(
+            f"--world {args.world} is more than the {len(world.all_prompts())} prompts that the "
+            "embedded teacher knows; use --samples for more clips of each"
+        )
+    if args.world > 0:
+        texts += world.sample_prompts(args.world, key_generator(0, args.command, "prompts"))
+    if not texts:
+        raise AccVideoError(
+            "no prompts were given; use --prompt TEXT, --prompts FILE, or --world N for the "
+            "embedded teacher"
+        )
+    return teacher.encode_prompts(list(dict.fromkeys(texts)), getattr(args, "guidance", None))
+
+
+def plan_of(args: Namespace, teacher: Teacher, student: Student | None = None) -> SamplePlan:
+    """The size asked for; what is not given is the student's, or the embedded teacher's."""
+    from .evaluate import world
+    from .models.tiny import embedded_teacher_path
+    from .sampling import SamplePlan
+
+    sizes: dict[str, int] = {}
+    if student is not None:
+        info = student.info
+        sizes = {"frames": info.frames, "height": info.height, "width": info.width}
+    elif teacher.folder.resolve() == embedded_teacher_path().resolve():
+        sizes = {"frames": world.FRAMES, "height": world.SIZE, "width": world.SIZE}
+    asked = {name: getattr(args, name) for name in ("frames", "height", "width")}
+    sizes |= {name: value for name, value in asked.items() if value is not None}
+    missing = [f"--{name}" for name in asked if name not in sizes]
+    if missing:
+        raise AccVideoError(f"the size of the clips is not known; give {' '.join(missing)}")
+    return SamplePlan(**sizes)
+
+
+def kept_states(text: str) -> tuple[int, ...] | int:
+    numbers = [whole_number(part) for part in text.split(",")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise AccVideoError(
+            f"{text!r} is not a whole number; write numbers like 10 or 0,25,50"
+        ) from None
+
+
+def guidance_of(args: Namespace, teacher: Teacher) -> tuple[Prompt | None, Cfg]:
+    """The negative prompt and the scale that the teacher is asked with; Cfg(1) is none."""
+    from .guidance import Cfg
+
+    cfg = teacher.model.family.cfg if args.cfg is None else Cfg(args.cfg)
+    if cfg is None or cfg.none:
+        return None, Cfg(1.0)
+    if args.negative is None:
+        return teacher.encode_negative(), cfg
+    return teacher.encode_prompts([args.negative])[0], cfg
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How videos are sampled: a student's own way, a preset's, or the teacher's."""
+
+    model: HasVelocity
+    times: Times
+    guidance: float | None = None
+    solver: str = "euler"
+
+
+def sampling_of(
+    args: Namespace, teacher: Teacher, student: Student | None, plan: SamplePlan
+) -> Sampling:
+    """What --student, --preset, --steps, --shift, --cfg and --negative ask for together."""
+    from .guidance import guided
+    from .presets import preset
+
+    family = teacher.model.family
+    for name, value in (("--steps", args.steps), ("--preset", args.preset)):
+        if student is not None and value is not None:
+            raise AccVideoError(
+                f"{name} {value} cannot be chosen with --student, which has its own "
+                f"{len(student.key_times) - 1} key times; leave {name} out"
+            )
+    if student is not None:
+        return Sampling(student, student.key_times, student.info.guidance)
+    if args.preset is not None:
+        chosen = preset(args.preset)
+        if family.name not in chosen.families:
+            raise AccVideoError(
+                f"preset {chosen.name!r} is for {' and '.join(chosen.families)}, but the teacher "
+                f"is a {family.name}; choose another preset"
+            )
+        return Sampling(teacher.model, chosen.times, chosen.guidance, chosen.solver)
+    negative, cfg = guidance_of(args, teacher)
+    asked = guided(teacher.model, negative.condition if negative else None, cfg)
+    return Sampling(asked, family.time_grid(args.steps, args.shift, (plan.height, plan.width)))
