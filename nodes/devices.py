@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import comfy.model_management as management
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import nn
+from torch import Tensor, nn
 
 from ..accvideo_core.errors import AccVideoError
 
@@ -128,12 +128,19 @@ def _bytes(modules: list[nn.Module]) -> int:
 @torch.inference_mode(False)
 def _move(modules: list[nn.Module], device: torch.device, keep: nn.Module | None = None) -> None:
     """Move what the modules hold, except what `keep` holds as well."""
-    stays = set() if keep is None else {id(x) for x in [*keep.parameters(), *keep.buffers()]}
+    for part, name, x in apart(modules, keep):
+        if isinstance(x, nn.Parameter):
+            x.data = x.data.to(device)
+            x.grad = None if x.grad is None else x.grad.to(device)
+        else:
+            part._buffers[name] = x.to(device)
+
+
+def apart(
+    modules: list[nn.Module], keep: nn.Module | None
+) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """(owner, name, tensor) of every weight and buffer that `keep` does not hold as well."""
+    shared = set() if keep is None else {id(x) for x in [*keep.parameters(), *keep.buffers()]}
     for part in (part for module in modules for part in module.modules()):
-        for x in part.parameters(recurse=False):
-            if id(x) not in stays:
-                x.data = x.data.to(device)
-                x.grad = None if x.grad is None else x.grad.to(device)
-        for name, x in part.named_buffers(recurse=False):
-            if id(x) not in stays:
-                part._buffers[name] = x.to(device)
+        own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        yield from ((part, name, x) for name, x in own if id(x) not in shared)

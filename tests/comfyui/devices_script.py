@@ -1,0 +1,81 @@
+"""Run nodes/devices.py against ComfyUI's own memory management, on the CPU; prints what happened.
+
+    python tests/comfyui/devices_script.py <comfyui folder> <base folder>
+
+In a process of its own, because ComfyUI's modules have names such as `nodes` and `utils`.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import sys
+import types
+import weakref
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(comfyui: str, base: str) -> None:
+    sys.path[0] = comfyui
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = True, base
+    import comfy.model_management as management
+    import torch
+    from torch import nn
+
+    pack = types.ModuleType("pack")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["pack"] = pack
+    nodes = types.ModuleType("pack.nodes")
+    nodes.__path__ = [str(ROOT / "nodes")]
+    sys.modules["pack.nodes"] = nodes
+    devices = importlib.import_module("pack.nodes.devices")
+    student = importlib.import_module("pack.accvideo_core.distill.student")
+
+    class Model:
+        source = "small"
+
+        def __init__(self) -> None:
+            self.module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False)
+
+    class Teacher:
+        def __init__(self) -> None:
+            self.model = Model()
+
+    facts: dict[str, object] = {}
+    teacher = Teacher()
+    network = teacher.model.module
+    with torch.inference_mode():
+        devices._load(teacher, "network", network, 0)
+    (loaded,) = management.current_loaded_models
+    facts["counted"] = loaded.model.model_size() == 2 * (64 + 8) * 4
+    facts["whole"] = loaded.model.partially_unload(torch.device("cpu"), 1) == 0
+    facts["trainable"] = not any(p.is_inference() for p in network.parameters())
+    devices._load(teacher, "network", network, 0)
+    facts["loaded once"] = len(management.current_loaded_models) == 1
+    management.unload_all_models()
+    facts["unloaded"] = not management.current_loaded_models
+
+    copied = student.shared_copy(network)
+    copied.append(nn.Linear(8, 8))
+    moved = {(part, name) for part, name, _ in devices.apart([copied], network)}
+    facts["shared weights stay"] = moved == {(copied[2], "weight"), (copied[2], "bias")}
+
+    management.get_total_memory = lambda *_args: 10
+    try:
+        devices._load(teacher, "network", network, 0)
+    except ValueError as error:
+        facts["refusal"] = str(error)
+    gone = weakref.ref(network)
+    del teacher, network, copied, loaded, moved
+    gc.collect()
+    facts["forgotten"] = gone() is None
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,45 @@
+"""Weights in the books of ComfyUI's memory management, as far as a CPU shows it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("devices_script.py")
+
+
+@pytest.fixture(scope="module")
+def facts(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    base = tmp_path_factory.mktemp("devices")
+    command = [sys.executable, str(SCRIPT), str(comfyui_path), str(base)]
+    done = subprocess.run(command, cwd=base, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "counted",
+        "whole",
+        "trainable",
+        "loaded once",
+        "unloaded",
+        "shared weights stay",
+        "forgotten",
+    ],
+)
+def test_teacher_is_a_model_of_comfyuis_management(facts: dict[str, Any], fact: str) -> None:
+    assert facts[fact] is True
+
+
+def test_what_cannot_fit_the_device_is_refused_with_both_sizes(facts: dict[str, Any]) -> None:
+    assert facts["refusal"] == (
+        "'small' takes 0.0 GB and the device has 0.0 GB; choose an fp8 or GGUF file of it, or a "
+        "smaller model"
+    )
