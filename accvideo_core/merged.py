@@ -87,7 +87,7 @@ class Fp8Scaled:
     def _scale(self, name: str, full: Later) -> Callable[[], Tensor]:
         def make() -> Tensor:
             if name not in self._scales:
-                largest = full.make().float().abs().amax().cpu()
+                largest = full.make().abs().amax().float().cpu()
                 self._scales[name] = (largest / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
             return self._scales[name]
 
@@ -95,12 +95,12 @@ class Fp8Scaled:
 
     def _rounded(self, name: str, full: Later) -> Callable[[], Tensor]:
         def make() -> Tensor:
-            scale, x = self._scale(name, full)(), full.make().float()
-            scale = scale.to(x.device)
+            x = full.make().float()
+            scale = self._scale(name, full)().to(x.device)
             # Rounding may carry the largest number past the largest that fp8 has.
-            rounded = (x / scale).clamp(-_FP8_MAX, _FP8_MAX).to(FP8)
-            self.lost += float((rounded.float() * scale - x).square().sum(dtype=torch.float64))
-            self.total += float(x.square().sum(dtype=torch.float64))
+            rounded = (x / scale).clamp_(-_FP8_MAX, _FP8_MAX).to(FP8)
+            self.total += float(torch.linalg.vector_norm(x)) ** 2
+            self.lost += float(torch.linalg.vector_norm(x.sub_(rounded.float().mul_(scale)))) ** 2
             return rounded
 
         return make

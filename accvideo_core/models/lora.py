@@ -147,9 +147,10 @@ def match_lora(lora: RawLora | Path, model: VideoModel, expert: str = "") -> Mat
     """
     raw = lora if isinstance(lora, RawLora) else read_lora(lora)
     network = dict(_networks(model.module))[expert]
-    config = network.config
-    table = model.family.key_table(dict(config))  # type: ignore[arg-type]
+    table = model.family.key_table(dict(network.config))  # type: ignore[arg-type]
     layers = _for_expert(raw, expert)
+    if expert and not layers:
+        return Matched((), ())
     _refuse_flux(raw, network, layers)
     places = resolve(layers, table)
     deltas: list[Delta] = []
