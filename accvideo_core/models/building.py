@@ -25,6 +25,9 @@ from .quantised import FP8_DTYPES, Fp8Linear, GgufLinear, fp8_dense, gguf_dense
 FP8_FORMATS = {str(dtype).removeprefix("torch."): dtype for dtype in FP8_DTYPES}
 """ComfyUI's names of the formats that it may state for a layer, of those that are read here."""
 
+STRETCH = 2**22
+"""Numbers that are converted at once: what loading needs beside the weights."""
+
 _OTHER_FILE = "use a bf16, fp8 or GGUF file of the model"
 
 
@@ -52,6 +55,13 @@ class Stored:
             return GgufLinear(self.data.to(device), self.quant_type, bias)
         scale = None if self.scale is None else self.scale.to(device)
         return Fp8Linear(self.data.to(device), scale, bias)
+
+    def rows(self, start: int, stop: int) -> Stored:
+        """Rows [start, stop) with their scales."""
+        data = self.data[start:stop]
+        by_row = self.scale is not None and self.scale.dim() > 0
+        scale = self.scale[start:stop] if by_row and self.scale is not None else self.scale
+        return replace(self, data=data, shape=(len(data), *self.shape[1:]), scale=scale)
 
     def split(self, name: str, table: KeyTable) -> list[tuple[str, Stored]]:
         """diffusers' parts of a native weight; each takes its rows of the scale along."""
@@ -137,12 +147,14 @@ class Network:
                     f"where the network has {self._shapes[part]}; choose the file of one whole "
                     "network of this size"
                 )
-            placed = self._place(part, piece, device, dtype)
+            placed = self._place(part, piece, device, dtype, self._keys[name])
             mapped |= placed.data_ptr() == piece.data.data_ptr()
         if not mapped:
             self.checkpoint.forget(self._keys[name])
 
-    def _place(self, part: str, piece: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _place(
+        self, part: str, piece: Stored, device: torch.device, dtype: torch.dtype, key: str
+    ) -> Tensor:
         """Put a weight where the module has it; returns what lies there now."""
         path, _, attribute = part.rpartition(".")
         owner = self.module.get_submodule(path)
@@ -152,13 +164,27 @@ class Network:
             above, _, child = path.rpartition(".")
             setattr(self.module.get_submodule(above), child, layer)
             return layer.weight
-        value = piece.dense(self._dtype_at(part, dtype)).to(device)
-        if self._block is not None and value.data_ptr() != piece.data.data_ptr():
-            value = self._block.keep(value)
+        value = self._value(piece, device, self._dtype_at(part, dtype), key)
         if attribute in owner._buffers:
             owner._buffers[attribute] = value
         else:
             setattr(owner, attribute, nn.Parameter(value, requires_grad=False))
+        return value
+
+    def _value(self, piece: Stored, device: torch.device, dtype: torch.dtype, key: str) -> Tensor:
+        """A weight as it lies in the file, or converted a stretch of rows at a time."""
+        if piece.data.dtype == dtype and piece.scale is None:
+            return piece.data.to(device)
+        if self._block is None:
+            value = torch.empty(piece.shape, dtype=dtype, device=device)
+        else:
+            value = self._block.take(piece.shape, dtype)
+        if not piece.shape:
+            return value.copy_(piece.dense(dtype))
+        step = max(1, STRETCH * piece.shape[0] // max(1, value.numel()))
+        for start in range(0, piece.shape[0], step):
+            value[start : start + step] = piece.rows(start, start + step).dense(dtype)
+            self.checkpoint.forget(key)
         return value
 
     def _stored(self, name: str) -> Stored:
@@ -301,14 +327,14 @@ class _Block:
         self._bytes = torch.empty(size + 2**20, dtype=torch.uint8)
         self._used = 0
 
-    def keep(self, x: Tensor) -> Tensor:
-        """A copy of `x` in the block; `x` itself when it does not fit any more."""
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for a tensor, in the block while it fits."""
         start = -(-self._used // self.ALIGNMENT) * self.ALIGNMENT
-        end = start + x.numel() * x.element_size()
+        end = start + math.prod(shape) * dtype.itemsize
         if end > len(self._bytes):
-            return x
+            return torch.empty(shape, dtype=dtype)
         self._used = end
-        return self._bytes[start:end].view(x.dtype).view(x.shape).copy_(x)
+        return self._bytes[start:end].view(dtype).view(shape)
 
 
 def empty(cls: Any, config: Mapping[str, Any]) -> nn.Module:

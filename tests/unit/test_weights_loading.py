@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 
 from accvideo_core.distill.student import LoraSpec, Student, StudentInfo
 from accvideo_core.errors import AccVideoError
-from accvideo_core.models import VideoModel
-from accvideo_core.models import building
+from accvideo_core.models import VideoModel, building
 from accvideo_core.models.checkpoint import Checkpoint
 from accvideo_core.models.experts import Experts
 from accvideo_core.models.loading import Teacher, load_teacher
@@ -106,6 +106,23 @@ def test_another_dtype_is_asked_for(hunyuan: tuple[Path, VideoModel]):
     model = load_teacher(hunyuan[0], dtype=torch.bfloat16).model
     assert model.dtype == torch.bfloat16 and answer(model, "hunyuan_video").dtype == torch.bfloat16
     assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", ["plain", "rows", "Q8_0"])
+def test_converting_in_stretches_changes_no_value(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # No layer may stay packed, so that every weight is converted.
+    monkeypatch.setattr(building.Network, "_may_stay_packed", lambda *_: False)
+    states = []
+    for stretch in (2**22, 100):
+        monkeypatch.setattr(building, "STRETCH", stretch)
+        teacher, dense = packed_teacher("hunyuan_video", kind, tmp_path)
+        states.append(teacher.model.module.state_dict())
+    whole, cut = states
+    assert whole.keys() == cut.keys()
+    for name, x in dense.module.state_dict().items():
+        assert torch.equal(whole[name], x) and torch.equal(cut[name], x), name
 
 
 def test_layers_that_diffusers_keeps_in_float32_stay_so(tmp_path: Path):
@@ -325,12 +342,12 @@ def test_memory_is_known_before_anything_is_read(
         teacher, _ = packed_teacher("hunyuan_video", kind, tmp_path, dtype)
     copied: list[int] = []
 
-    def count(self: object, x: Tensor) -> Tensor:
-        copied.append(x.numel() * x.element_size())
-        return keep(self, x)  # type: ignore[arg-type]
+    def count(self: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        copied.append(math.prod(shape) * dtype.itemsize)
+        return take(self, shape, dtype)
 
-    keep = building._Block.keep
-    monkeypatch.setattr(building._Block, "keep", count)
+    take = building._Block.take
+    monkeypatch.setattr(building._Block, "take", count)
     with caplog.at_level(logging.INFO):
         load_teacher(teacher.folder, dtype=dtype)
     assert "HunyuanVideo" in caplog.text and "billion parameters" in caplog.text
