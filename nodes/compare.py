@@ -140,6 +140,12 @@ def _inputs() -> list[io.Input]:
             step=1.0,
             tooltip="Frames per second of the videos.",
         ),
+        *_optional_inputs(),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
         AccVideoStudent.Input(
             "tuned", optional=True, tooltip="A second student, after adversarial tuning."
         ),

@@ -132,9 +132,11 @@ class AccVideoExportStudent(io.ComfyNode):
 
         place, names, what = LAYOUTS[layout]
         path = paths.export_path(place, name, overwrite)
+        teacher = student.teacher
         result = export_student(
-            student.student, path, layout=names, what=what, dtype=dtype, rank=rank or None
-        )
+            student.student, path, layout=names, what=what, dtype=dtype, rank=rank or None,
+            pipeline=teacher.folder if teacher.has_text_encoders else None,
+        )  # fmt: skip
         return io.NodeOutput(
             "\n".join(each.name for each in result.files), ui={"text": [result.summary()]}
         )
