@@ -15,56 +15,32 @@ if TYPE_CHECKING:
     from .flow import Times
     from .guidance import Cfg
     from .models.loading import Teacher
+    from .models.source import TeacherSource
     from .sampling import HasVelocity, SamplePlan
 
 
 def teacher_of(args: Namespace, dtype_name: str | None = None) -> Teacher:
     """The teacher asked for, in `dtype_name` where that is not for the user to choose."""
-    import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    source = source_of(args)
+    return (source if dtype_name is None else replace(source, dtype=dtype_name)).load()
 
-    from .models.loading import load_teacher
-    from .models.tiny import embedded_teacher_path
 
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()  # the terminal has one progress line, ours
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    default = "bfloat16" if device.startswith("cuda") else "float32"
-    name = dtype_name or args.dtype or default
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise AccVideoError(f"--dtype {name} is unknown; use float32, bfloat16 or float16")
-    source = args.teacher or embedded_teacher_path()
-    teacher = load_teacher(
-        source if args.low_noise is None else (source, args.low_noise),
-        device=device,
-        dtype=dtype,
+def source_of(args: Namespace) -> TeacherSource:
+    """Where the teacher asked for lies and how it is loaded, without loading it."""
+    from .models.source import LoraFile, TeacherSource
+
+    given = (("both", args.lora), ("high", args.lora_high), ("low", args.lora_low))
+    return TeacherSource(
+        path=args.teacher,
+        low_noise=args.low_noise,
         variant=args.variant,
         vae=args.vae,
-        free_memory=_free_memory(device),
+        loras=tuple(LoraFile(*_lora(text), experts) for experts, texts in given for text in texts),
+        lora_mode=args.lora_mode,
+        device=args.device,
+        dtype=getattr(args, "dtype", None),
+        threads=args.threads,
     )
-    return _with_loras(teacher, args)
-
-
-def _free_memory(device: str) -> int | None:
-    """Bytes that weights may take on a GPU; the CPU's memory is the system's business."""
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else None
-
-
-def _with_loras(teacher: Teacher, args: Namespace) -> Teacher:
-    """The teacher with the LoRAs of --lora, --lora-high and --lora-low on it."""
-    from .models.lora import apply_loras
-
-    model = teacher.model
-    for experts, given in (("both", args.lora), ("high", args.lora_high), ("low", args.lora_low)):
-        if given:
-            model = apply_loras(model, [_lora(text) for text in given], args.lora_mode, experts)
-    return replace(teacher, model=model)
 
 
 def _lora(text: str) -> tuple[Path, float]:

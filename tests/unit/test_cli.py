@@ -232,7 +232,7 @@ def test_inspect_verify_finds_a_flipped_byte(capsys):
         (["record", "d", *SIZE, "--prompts", "none.txt"], "no prompts file none.txt"),
         (["record", "d", *SIZE, "--prompt", "x", "--keep", "two"], "'two' is not a whole number"),
         (["record", "d", *SIZE, "--prompt", "x", "--keep", "7"], "7 student steps do not divide"),
-        (["record", "d", *SIZE, "--prompt", "x", "--dtype", "int8"], "--dtype int8 is unknown"),
+        (["record", "d", *SIZE, "--prompt", "x", "--dtype", "int8"], "dtype int8 is unknown"),
         (["distill", "none", "r"], "none is no trajectory dataset"),
         (["distill", "clips", "r", "--recipe", "best"], "no recipe 'best'; choose one of"),
         (["distill", "clips", "r", "--set", "lr"], "'lr' has no value"),
