@@ -57,7 +57,7 @@ def _dataset(path: Path, verify: bool) -> str:
         return text
     faults = dataset.verify()
     if faults:
-        raise AccVideoError(f"{path} has {len(faults)} faults: {'; '.join(faults)}")
+        raise AccVideoError(f"{path} has {len(faults)} faults: {'; '.join(map(str, faults))}")
     return f"{text}\n  every record and prompt was read and is whole"
 
 

@@ -3,35 +3,48 @@
 AccVideo, Sec. 4.1 (SynVid). A record follows from dataset seed, prompt and sample number alone; it
 is computed in a fixed batch, so its bytes depend neither on interruptions nor on who records it.
 
-Shapes: B records of one batch, K kept times, C channels, T latent frames, H, W latent size.
+    prepare   makes or continues the dataset and lists its prompts
+    plan      the batches in which its records are computed
+    Recorder  computes a batch and writes it while the next one is computed
+    record    all of it in one process, or in several that are started on the same folder
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from .. import __version__
-from ..conditioning import Condition, Prompt
+from ..conditioning import Prompt
 from ..errors import AccVideoError
 from ..files import remove_leftovers
-from ..flow import euler_states, key_indices, predict_x0
-from ..guidance import Cfg, Guided, guided
-from ..latents import seeded_noise
+from ..flow import Times, key_indices, validate_times
+from ..guidance import Cfg, guided
 from ..models.video_model import VideoModel
-from ..monitor import Monitor, Progress, silent
-from .store import DTYPES, DatasetInfo, Trajectory, TrajectoryDataset, record_id
+from ..monitor import Monitor, silent
+from .info import DatasetInfo
+from .rollout import Report, rollout, rounding_error
+from .store import Trajectory, TrajectoryDataset, record_id
+from .writer import Writer
 
-Preview = Callable[[], Tensor]
-Report = Callable[[int, Preview], None]
+__all__ = [
+    "Batch",
+    "Outcome",
+    "RecordSpec",
+    "Recorder",
+    "dataset_info",
+    "plan",
+    "prepare",
+    "record",
+    "rounding_error",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +58,8 @@ class RecordSpec:
     seed: int = 0
     steps: int | None = None
     """Teacher steps; None is the family's official number."""
-    kept: tuple[int, ...] | int = 10
-    """Indices of the states to keep, or m for every n/m-th of n steps (m + 1 states)."""
+    kept: tuple[int, ...] | int | Literal["all"] = 10
+    """Indices of the states to keep, or m for every n/m-th of n steps (m + 1 states), or all."""
     batch_size: int = 1
     dtype: str = "bfloat16"
     guidance: float | None = None
@@ -55,12 +68,27 @@ class RecordSpec:
     """Classifier-free guidance; None is the family's official one, Cfg(1) is none."""
     shift: float | None = None
     """Shift of the time grid; None is the family's official one for this size."""
+    times: Times | None = None
+    """The whole time grid, falling from 1 (noise) to 0 (data), instead of `steps` and `shift`."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_prompt", "steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AccVideoError(f"{name} is {value}; it must be at least 1")
+        if self.times is None:
+            return
+        for name in ("steps", "shift"):
+            if getattr(self, name) is not None:
+                raise AccVideoError(
+                    f"{name} is {getattr(self, name)} beside times, which say it all; leave one out"
+                )
+        grid = validate_times(self.times)
+        if (grid[0], grid[-1]) != (1.0, 0.0):
+            raise AccVideoError(
+                f"times go from {grid[0]:g} to {grid[-1]:g}; a trajectory goes from 1 (noise) to 0 "
+                "(data)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +103,18 @@ class Batch:
         return [record_id(seed, prompt_id, self.sample) for prompt_id in self.prompt_ids]
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one batch."""
+
+    written: int = 0
+    """Records that were computed and handed to the writer."""
+    skipped: tuple[str, ...] = ()
+    """Ids of records that are not stored because a state of theirs is not finite."""
+    reasons: tuple[str, ...] = ()
+    """One sentence for each of `skipped`."""
+
+
 def record(
     model: VideoModel,
     prompts: Sequence[Prompt],
@@ -87,33 +126,49 @@ def record(
     """Record `prompts` into the dataset in `folder`, and go on where an earlier run stopped.
 
     A batch with missing records is computed whole and the missing ones are written, so the files
-    are the same whether or not the work was interrupted. More samples per prompt, or more prompts,
-    add batches and leave earlier ones alone: batches hold one sample number each, and never reach
-    from one addition of prompts into the next (see `TrajectoryDataset.batches`). The monitor is
-    called after every teacher step; when it raises, all finished batches are on the disk.
+    are the same whether or not the work was interrupted, and however many processes that were
+    started on the folder share it. More samples per prompt, or more prompts, add batches and leave
+    earlier ones alone: batches hold one sample number each, and never reach from one addition of
+    prompts into the next (see `TrajectoryDataset.batches`). The monitor is called after every
+    teacher step; when it raises, all finished batches are on the disk once this has returned.
     `negative` is the prompt that classifier-free guidance points away from.
 
-    Raises AccVideoError for impossible settings, for a folder that holds a dataset with other ones
-    (then nothing is touched), for a state that is not finite, and for a full disk.
+    A trajectory that is not finite is left out, and named in a warning at the end. Raises
+    AccVideoError for impossible settings, for a folder that holds a dataset with other ones (then
+    nothing is touched), when every trajectory was left out, and for a full disk.
+    """
+    from .shared_work import share
+
+    dataset = prepare(model, prompts, spec, folder, negative)
+    batches = plan(dataset, prompts, spec.samples_per_prompt)
+    with Recorder(model, dataset, negative) as recorder:
+        share(recorder, batches, monitor)
+    return dataset
+
+
+def prepare(
+    model: VideoModel,
+    prompts: Sequence[Prompt],
+    spec: RecordSpec,
+    folder: Path,
+    negative: Prompt | None = None,
+) -> TrajectoryDataset:
+    """Make or continue the dataset in `folder` and list its prompts, without recording any.
+
+    Raises AccVideoError as `record` does.
     """
     if not prompts:
         raise AccVideoError("no prompts were given; pass at least one")
     info = dataset_info(model, prompts, spec, negative)
-    asked = guided(model, negative.condition if negative else None, info.cfg)
+    guided(model, negative.condition if negative else None, info.cfg)  # raises before a folder is
     dataset = TrajectoryDataset.create(folder, info)
     if negative is not None and info.negative:
         dataset.add_negative(negative)
     dataset.add_prompts(
-        [Prompt(p.id, p.text, p.condition.with_guidance(info.guidance)) for p in prompts]
+        [Prompt(p.id, p.text, p.condition.with_guidance(info.guidance)) for p in prompts],
+        spec.samples_per_prompt,
     )
     remove_leftovers(dataset.folder)
-    batches = plan(dataset, prompts, spec.samples_per_prompt)
-    tally = _Tally(monitor, len(info.time_grid) - 1, batches)
-    for batch in batches:
-        missing = [id for id in batch.ids(info.seed) if not dataset.has(id)]
-        if missing:
-            _record_batch(asked, dataset, batch, missing, partial(tally.step, batch))
-        tally.finish(batch, computed=bool(missing))
     return dataset
 
 
@@ -124,8 +179,9 @@ def dataset_info(
     negative: Prompt | None = None,
 ) -> DatasetInfo:
     """The DatasetInfo of recording `prompts` from `model` as `spec` says."""
-    grid = model.family.time_grid(spec.steps, spec.shift, (spec.height, spec.width))
-    kept = spec.kept
+    size = (spec.height, spec.width)
+    own = spec.times and validate_times(spec.times)
+    grid = own or model.family.time_grid(spec.steps, spec.shift, size)
     cfg = model.family.cfg if spec.cfg is None else spec.cfg
     cfg = None if cfg is None or cfg.none else cfg
     return DatasetInfo(
@@ -137,7 +193,7 @@ def dataset_info(
         height=spec.height,
         width=spec.width,
         time_grid=grid,
-        kept=key_indices(len(grid) - 1, kept) if isinstance(kept, int) else tuple(kept),
+        kept=_kept(spec.kept, len(grid) - 1),
         guidance=_guidance(model, prompts, spec),
         cfg=cfg,
         negative=negative.id if negative and cfg else None,
@@ -148,101 +204,114 @@ def dataset_info(
     )
 
 
-def plan(dataset: TrajectoryDataset, prompts: Sequence[Prompt], samples: int) -> list[Batch]:
-    """The batches that hold records of `prompts`: sample 0 of all of them, then sample 1, ..."""
-    wanted = {prompt.id for prompt in prompts}
-    groups = [ids for ids in dataset.batches() if wanted.intersection(ids)]
+def plan(
+    dataset: TrajectoryDataset, prompts: Sequence[Prompt] | None, samples: int
+) -> list[Batch]:
+    """The batches that hold records of `prompts`: sample 0 of all of them, then sample 1, ...
+
+    None is every prompt of the dataset.
+    """
+    groups = dataset.batches()
+    if prompts is not None:
+        wanted = {prompt.id for prompt in prompts}
+        groups = [ids for ids in groups if wanted.intersection(ids)]
     return [Batch(sample, ids) for sample in range(samples) for ids in groups]
 
 
-def rollout(
-    model: VideoModel | Guided,
-    info: DatasetInfo,
-    prompts: Sequence[Prompt],
-    sample: int,
-    report: Report,
-) -> Tensor:
-    """The kept states [B, K, C, T, H, W] (CPU, storage dtype) of one batch.
+class Recorder:
+    """Records batches of one dataset, in one process.
 
-    `report(step, preview)` is called after every Euler step. Raises AccVideoError naming prompt and
-    step for a state that is not finite.
+    A batch is written by a background thread while the next one is computed; at most two wait, so
+    memory is bounded. What goes wrong while writing comes out of the next call. Close it, or use it
+    as a context, to be sure that all is on the disk.
     """
-    cond = Condition.cat([p.condition for p in prompts]).to(model.device, model.dtype)
-    noise = torch.stack([seeded_noise(info.shape, info.seed, p.id, sample) for p in prompts])
-    latest: list[Any] = []
 
-    def velocity(x_t: Tensor, t: float) -> Tensor:
-        v = model.velocity(x_t, t, cond)
-        latest[:] = x_t, v, t
-        return v
+    def __init__(
+        self, model: VideoModel, dataset: TrajectoryDataset, negative: Prompt | None = None
+    ) -> None:
+        info = dataset.info
+        if model.fingerprint != info.teacher:
+            raise AccVideoError(
+                f"dataset {dataset.folder.name!r} is of teacher {info.teacher} instead of "
+                f"{model.fingerprint}; load the teacher that it was begun with"
+            )
+        if negative is None and info.negative:
+            negative = dataset.prompt(info.negative)
+        self.dataset = dataset
+        self._asked = guided(model, negative.condition if negative else None, info.cfg)
+        self._writer = Writer()
 
-    kept: list[Tensor] = []
-    for i, x_t in enumerate(euler_states(velocity, noise.to(model.device), info.time_grid)):
-        _check_finite(x_t, prompts, i, "lower the guidance or run the teacher in float32")
-        if i in info.kept:
-            kept.append(x_t.to(DTYPES[info.dtype]).cpu())
-            _check_finite(kept[-1], prompts, i, f"store in bfloat16 instead of {info.dtype}")
-        if i > 0:
-            report(i, partial(predict_x0, *latest))
-    return torch.stack(kept, dim=1)
+    @torch.no_grad()
+    def do(
+        self,
+        batch: Batch,
+        report: Report = lambda _step, _preview: None,
+        stored: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        """Compute one batch and have those of its records written that do not exist.
+
+        Calls `report(step, preview)` after every teacher step, and `stored()`, in the writer's
+        thread, once the records are on the disk. When `report` raises, nothing of the batch is
+        written. Raises AccVideoError for what went wrong while earlier batches were written.
+        """
+        self._writer.check()
+        info, ids = self.dataset.info, batch.ids(self.dataset.info.seed)
+        missing = [row for row, id in enumerate(ids) if not self.dataset.has(id)]
+        if not missing:
+            self._writer.put(stored)
+            return Outcome()
+        prompts = [self.dataset.prompt(prompt_id) for prompt_id in batch.prompt_ids]
+        found = rollout(self._asked, info, prompts, batch.sample, report, missing)
+        skipped = {ids[row]: found.broken[row] for row in missing if row in found.broken}
+        made = [
+            Trajectory(
+                ids[row],
+                found.latents[row],
+                info.times,
+                info.seed,
+                batch.prompt_ids[row],
+                batch.sample,
+                found.rounding[row],
+            )
+            for row in missing
+            if row not in found.broken
+        ]
+        self._writer.put(partial(self._store, made, stored))
+        return Outcome(len(made), tuple(skipped), tuple(skipped.values()))
+
+    def flush(self) -> None:
+        """Wait until everything is on the disk. Raises AccVideoError for what went wrong."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """`flush`, and let the writer's thread end."""
+        self._writer.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _store(self, made: Sequence[Trajectory], stored: Callable[[], None]) -> None:
+        for trajectory in made:
+            if not self.dataset.has(trajectory.id):  # another process may have been faster
+                self.dataset.write(trajectory)
+        stored()
 
 
-def _record_batch(
-    model: VideoModel | Guided,
-    dataset: TrajectoryDataset,
-    batch: Batch,
-    missing: Sequence[str],
-    report: Report,
-) -> None:
-    """Compute one batch and write the records that are missing."""
-    info = dataset.info
-    prompts = [dataset.prompt(prompt_id) for prompt_id in batch.prompt_ids]
-    latents = rollout(model, info, prompts, batch.sample, report)
-    for id, prompt, states in zip(batch.ids(info.seed), prompts, latents, strict=True):
-        if id in missing:
-            dataset.write(Trajectory(id, states, info.times, info.seed, prompt.id, batch.sample))
-
-
-@dataclass
-class _Tally:
-    """Counts what is done and tells the monitor."""
-
-    monitor: Monitor
-    steps: int
-    batches: Sequence[Batch]
-    batches_done: int = 0
-    records_done: int = 0
-    computed: float = 0.0
-    preview: Preview | None = None
-    start: float = field(default_factory=time.perf_counter)
-    records_total: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.records_total = sum(len(batch.prompt_ids) for batch in self.batches)
-
-    def step(self, batch: Batch, step: int, preview: Preview) -> None:
-        """Count a teacher step of a batch; the last one is reported once its records are stored."""
-        self.preview = preview
-        if step < self.steps:
-            self._report(step, self.computed + len(batch.prompt_ids) * step / self.steps)
-
-    def finish(self, batch: Batch, computed: bool) -> None:
-        """Count a batch that is on the disk, now or from an earlier run."""
-        self.batches_done += 1
-        self.records_done += len(batch.prompt_ids)
-        self.computed += len(batch.prompt_ids) if computed else 0
-        if computed or self.batches_done == len(self.batches):
-            self._report(0, self.computed)
-
-    def _report(self, step: int, computed: float) -> None:
-        elapsed = time.perf_counter() - self.start
-        metrics = {
-            "records_done": self.records_done,
-            "records_total": self.records_total,
-            "seconds_per_record": elapsed / computed if computed else 0.0,
-        }
-        done, total = self.batches_done * self.steps + step, len(self.batches) * self.steps
-        self.monitor(Progress("record", done, total, metrics, self.preview))
+def _kept(kept: tuple[int, ...] | int | str, steps: int) -> tuple[int, ...]:
+    """Indices of the kept states in a grid of `steps` steps."""
+    if isinstance(kept, str):
+        if kept != "all":
+            raise AccVideoError(f"kept is {kept!r}; use a number, indices or 'all'")
+        return tuple(range(steps + 1))
+    return key_indices(steps, kept) if isinstance(kept, int) else tuple(kept)
 
 
 def _guidance(model: VideoModel, prompts: Sequence[Prompt], spec: RecordSpec) -> float | None:
@@ -256,18 +325,6 @@ def _guidance(model: VideoModel, prompts: Sequence[Prompt], spec: RecordSpec) ->
             f"the prompts carry different guidance {sorted(given)}; set one for the whole dataset"
         )
     return given.pop() if given else model.family.guidance
-
-
-def _check_finite(states: Tensor, prompts: Sequence[Prompt], step: int, remedy: str) -> None:
-    """Raise for the first record of the batch [B, ...] that is not finite."""
-    if torch.isfinite(states).all():
-        return
-    for row, prompt in zip(states, prompts, strict=True):
-        if not torch.isfinite(row).all():
-            raise AccVideoError(
-                f"the teacher's state after step {step} holds NaN or infinite values for prompt "
-                f"{prompt.text or prompt.id!r}; {remedy}"
-            )
 
 
 def _diffusers() -> dict[str, str]:

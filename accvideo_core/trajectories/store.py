@@ -3,11 +3,10 @@
     dataset.json                      DatasetInfo: whose trajectories, of what geometry and times
     records/<2 hex>/<id>.safetensors  latents [K, C, T, H, W] in model space, and whose they are
     prompts/<id>.safetensors          a prompt's Condition, once for all its records
-    prompts.jsonl                     id and text of every prompt, in the order they were added
+    prompts.jsonl, plan.json          what was asked for: see listing.py
 
 The record files are the truth: a record exists when its file does, and every file exists whole or
-not at all. `prompts.jsonl` only grows. A blank line ends each addition, so that the batches in
-which prompts are recorded can be told from the file and never change.
+not at all.
 
 Shapes: K kept times, C channels, T latent frames, H, W latent size.
 """
@@ -16,9 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,10 +28,10 @@ from torch import Tensor
 from ..conditioning import Condition, Prompt
 from ..errors import AccVideoError
 from ..files import (
-    append_lines,
     disk_errors,
     locked,
     read_json,
+    read_metadata,
     read_safetensors,
     write_json,
     write_safetensors,
@@ -38,6 +39,8 @@ from ..files import (
 from ..flow import Times
 from ..names import safe_name
 from .info import DTYPES, FORMAT, DatasetInfo
+from .listing import read_listing, write_listing
+from .verify import Fault, repair, verify
 
 _RECORD_FILE = re.compile(r"([0-9a-f]{32})\.safetensors")
 
@@ -57,6 +60,20 @@ class Trajectory:
     seed: int
     prompt_id: str
     sample: int
+    rounding: float | None = None
+    """Relative error of the states, root mean square, that storing them in fewer bits made."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeader:
+    """What a record's file says without its tensors."""
+
+    id: str
+    prompt_id: str
+    sample: int
+    size: int
+    """Bytes of the file."""
+    rounding: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +82,10 @@ class TrajectoryDataset:
 
     folder: Path
     info: DatasetInfo
+    _whole: dict[str, tuple[tuple[int, int], RecordHeader]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """Records that this process has read in full, with their files' size and time by then."""
 
     @classmethod
     def create(cls, folder: Path, info: DatasetInfo) -> TrajectoryDataset:
@@ -104,16 +125,20 @@ class TrajectoryDataset:
             )
         data = read_json(path)
         version = data.get("format") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > FORMAT:
+        if isinstance(version, int) and version != FORMAT:
+            age, remedy = ("newer", "update AccVideo")
+            if version < FORMAT:
+                age, remedy = "older", "record it again under another name"
             raise AccVideoError(
-                f"dataset {folder.name!r} has format {version}, newer than the {FORMAT} that this "
-                "version reads; update AccVideo"
+                f"dataset {folder.name!r} has format {version}, {age} than the {FORMAT} that this "
+                f"version reads; {remedy}"
             )
         try:
             return cls(folder, DatasetInfo.from_dict(data))
         except (KeyError, TypeError) as error:
             raise AccVideoError(
-                f"{path} does not describe a trajectory dataset ({error}); choose another folder"
+                f"{path} does not describe a trajectory dataset ({error}), or one of an older "
+                "version; choose another folder, or record it again under another name"
             ) from error
 
     def __len__(self) -> int:
@@ -128,26 +153,55 @@ class TrajectoryDataset:
 
     def has(self, id: str) -> bool:
         """Whether the record exists."""
-        return self._record_path(id).exists()
+        return self.record_path(id).exists()
+
+    def headers(self) -> list[RecordHeader]:
+        """What every record's file says, sorted by id, without reading tensors.
+
+        Raises AccVideoError for a damaged header.
+        """
+        return [self.header(id) for id in self.ids()]
+
+    def header(self, id: str) -> RecordHeader:
+        """What one record's file says; raises AccVideoError when it is damaged or not of here."""
+        path = self.record_path(id)
+        meta = read_metadata(path)
+        with disk_errors("read", path):
+            return self._header(id, meta, path.stat().st_size)
 
     def read(self, id: str) -> Trajectory:
-        """One record, checked. Raises AccVideoError when it is missing, damaged or not of here."""
-        path = self._record_path(id)
-        tensors, meta = read_safetensors(path)
-        try:
-            times = tuple(json.loads(meta["times"]))
-            latents, sample = tensors["latents"], int(meta["sample"])
-            found = Trajectory(id, latents, times, int(meta["seed"]), meta["prompt_id"], sample)
-            teacher = meta["teacher"]
-        except (KeyError, ValueError, TypeError) as error:
-            message = f"{path} is not a trajectory; delete it and record again"
-            raise AccVideoError(message) from error
-        if teacher != self.info.teacher:
-            raise AccVideoError(
-                f"{path} was recorded from teacher {teacher} instead of {self.info.teacher}; "
-                "delete it and record again"
-            )
-        return self._checked(found, str(path))
+        """One record. Raises AccVideoError when it is missing, damaged or not of here.
+
+        A file is read in full and checked once, and then trusted while its size and its time stay:
+        its states are mapped into memory, and only those that are used are read.
+        """
+        path = self.record_path(id)
+        with disk_errors("read", path):
+            file = path.stat()
+        now = (file.st_size, file.st_mtime_ns)
+        seen = self._whole.get(id)
+        if seen is None or seen[0] != now:
+            found = self._read(id)
+            header = RecordHeader(id, found.prompt_id, found.sample, now[0], found.rounding)
+            self._whole[id] = (now, header)
+            return found
+        header = seen[1]
+        return Trajectory(
+            id,
+            self._mapped(path, now[0]),
+            self.info.times,
+            self.info.seed,
+            header.prompt_id,
+            header.sample,
+            header.rounding,
+        )
+
+    def check(self, id: str) -> str:
+        """Read one record in full, whatever was read before; its prompt's id.
+
+        Raises AccVideoError when it is missing, damaged or not of here.
+        """
+        return self._read(id).prompt_id
 
     def write(self, trajectory: Trajectory) -> None:
         """Store one record, whole or not at all.
@@ -162,7 +216,9 @@ class TrajectoryDataset:
             "times": json.dumps(trajectory.times),
             "teacher": self.info.teacher,
         }
-        path = self._record_path(trajectory.id)
+        if trajectory.rounding is not None:
+            meta["rounding"] = f"{trajectory.rounding:.2e}"
+        path = self.record_path(trajectory.id)
         write_safetensors(path, {"latents": trajectory.latents}, meta)
 
     def load_all(self, ids: Sequence[str], indices: Sequence[int]) -> Tensor:
@@ -177,7 +233,7 @@ class TrajectoryDataset:
 
     def prompt(self, prompt_id: str) -> Prompt:
         """One prompt with its Condition (CPU)."""
-        path = self._prompt_path(prompt_id)
+        path = self.prompt_path(prompt_id)
         tensors, meta = read_safetensors(path)
         if meta.get("id") != prompt_id or "text" not in tensors:
             raise AccVideoError(f"{path} is not prompt {prompt_id}; delete it and record again")
@@ -185,19 +241,20 @@ class TrajectoryDataset:
 
     def prompts(self) -> list[Prompt]:
         """Every prompt, in the order they were added."""
-        return [self.prompt(id) for addition in self._additions()[0] for id in addition]
+        return [self.prompt(id) for id in read_listing(self.folder).ids()]
 
     def add_prompt(self, prompt: Prompt) -> None:
         """Add one prompt; the same as `add_prompts` with it alone."""
         self.add_prompts([prompt])
 
-    def add_prompts(self, prompts: Sequence[Prompt]) -> None:
+    def add_prompts(self, prompts: Sequence[Prompt], samples: int | None = None) -> None:
         """Add prompts in one go; those that are there already are left as they are.
 
-        An addition that was interrupted is continued by the next one. Raises AccVideoError, before
-        anything is written, when a prompt that is there was encoded otherwise.
+        `samples` of each are asked for; the most that ever were is remembered. Raises
+        AccVideoError, before anything is written, when a prompt that is there was encoded
+        otherwise.
         """
-        shared = next((p for p in prompts if self._prompt_path(p.id).exists()), None)
+        shared = next((p for p in prompts if self.prompt_path(p.id).exists()), None)
         # One prompt is enough to notice another text encoder, and does not read all of them.
         if shared and not _alike(shared.condition, self.prompt(shared.id).condition):
             raise AccVideoError(
@@ -206,14 +263,11 @@ class TrajectoryDataset:
             )
         for prompt in prompts:
             self._store_prompt(prompt)
-        # Without the lock two recorders that start together would list every prompt twice.
-        with locked(self.folder / ".prompts.lock"):
-            additions, ended = self._additions()
-            known = {id for addition in additions for id in addition}
-            new = {p.id: p.text for p in prompts if p.id not in known}
-            lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in new.items()]
-            if lines or not ended:
-                append_lines(self.folder / "prompts.jsonl", "".join(lines) + "\n")
+        # Without the lock two recorders could overwrite each other's addition.
+        with locked(self.lock_path):
+            listing = read_listing(self.folder)
+            new = {prompt.id: prompt.text for prompt in prompts}
+            write_listing(self.folder, listing.extended(new, samples))
 
     def add_negative(self, prompt: Prompt) -> None:
         """Store the negative prompt, which has no records of its own."""
@@ -228,82 +282,116 @@ class TrajectoryDataset:
         size = self.info.batch_size
         return [
             tuple(addition[i : i + size])
-            for addition in self._additions()[0]
+            for addition in read_listing(self.folder).additions
             for i in range(0, len(addition), size)
         ]
 
-    def verify(self) -> list[str]:
-        """One sentence per fault: every record and prompt is read in full and checked."""
-        faults, used = [], set()
+    @property
+    def samples_per_prompt(self) -> int:
+        """The most samples of each prompt that were ever asked for."""
+        return read_listing(self.folder).samples or self.samples_recorded()
+
+    def samples_recorded(self) -> int:
+        """How many samples a prompt has, by the records' headers; at least 1."""
+        found = []
         for id in self.ids():
             try:
-                used.add(self.read(id).prompt_id)
-            except AccVideoError as error:
-                faults.append(str(error))
-        listed = {id for addition in self._additions()[0] for id in addition}
-        negative = {self.info.negative} if self.info.negative else set()
-        for id in sorted(used | listed | negative):
-            try:
-                self.prompt(id)
-            except AccVideoError as error:
-                faults.append(str(error))
-        lost = [f"prompt {id} is not in prompts.jsonl; record it again" for id in used - listed]
-        return faults + sorted(lost)
+                found.append(self.header(id).sample)
+            except AccVideoError:
+                continue  # a damaged record says nothing; `verify` names it
+        return max(found, default=0) + 1
+
+    def verify(self, content: bool = True) -> list[Fault]:
+        """Every fault. All records and prompts are read in full; without `content` headers are."""
+        return verify(self, content)
+
+    def repair(self, faults: Sequence[Fault]) -> None:
+        """Remove exactly the damaged files, so that recording makes them again."""
+        repair(self, faults)
+
+    @property
+    def lock_path(self) -> Path:
+        """Lock file of whoever changes prompts.jsonl and plan.json."""
+        return self.folder / ".prompts.lock"
+
+    def record_path(self, id: str) -> Path:
+        return self.folder / "records" / id[:2] / f"{safe_name(id, 'record')}.safetensors"
+
+    def prompt_path(self, prompt_id: str) -> Path:
+        return self.folder / "prompts" / f"{safe_name(prompt_id, 'prompt')}.safetensors"
 
     def _store_prompt(self, prompt: Prompt) -> None:
-        path = self._prompt_path(prompt.id)
+        path = self.prompt_path(prompt.id)
         if not path.exists():
             meta = {"id": prompt.id, "text": prompt.text}
             write_safetensors(path, prompt.condition.tensors(), meta)
 
-    def _additions(self) -> tuple[list[list[str]], bool]:
-        """Prompt ids by addition, and whether the last addition was ended by its blank line."""
-        path = self.folder / "prompts.jsonl"
-        if not path.exists():
-            return [], True
-        with disk_errors("read", path):
-            lines = path.read_bytes().split(b"\n")
-        additions: list[list[str]] = [[]]
-        known: set[str] = set()
-        # What follows the last newline is an unfinished line or nothing.
-        for line in lines[:-1]:
-            id = _prompt_id(line)
-            if not line and additions[-1]:
-                additions.append([])
-            elif id and id not in known:
-                known.add(id)
-                additions[-1].append(id)
-        ended = not additions[-1] and not lines[-1]
-        return [addition for addition in additions if addition], ended
+    def _read(self, id: str) -> Trajectory:
+        """One record, read in full and checked."""
+        path = self.record_path(id)
+        tensors, meta = read_safetensors(path)
+        try:
+            times, latents = tuple(json.loads(meta["times"])), tensors["latents"]
+        except (KeyError, ValueError, TypeError) as error:
+            raise _no_trajectory(path) from error
+        head = self._header(id, meta, 0)
+        seed = int(meta["seed"])
+        found = Trajectory(id, latents, times, seed, head.prompt_id, head.sample, head.rounding)
+        return self._checked(found, str(path))
+
+    def _header(self, id: str, meta: Mapping[str, str], size: int) -> RecordHeader:
+        """The header of a record of this dataset, by its file's metadata."""
+        path = self.record_path(id)
+        try:
+            prompt_id, sample, seed = meta["prompt_id"], int(meta["sample"]), int(meta["seed"])
+            rounding = float(meta["rounding"]) if "rounding" in meta else None
+            teacher = meta["teacher"]
+        except (KeyError, ValueError) as error:
+            raise _no_trajectory(path) from error
+        if teacher != self.info.teacher:
+            raise AccVideoError(
+                f"{path} was recorded from teacher {teacher} instead of {self.info.teacher}; "
+                "delete it and record again"
+            )
+        self._belongs(str(path), "id", id, record_id(seed, prompt_id, sample))
+        return RecordHeader(id, prompt_id, sample, size, rounding)
+
+    def _mapped(self, path: Path, size: int) -> Tensor:
+        """The states of a file of `size` bytes that was checked, mapped into memory.
+
+        Private to this process: whoever changes them changes no file.
+        """
+        dtype, shape = DTYPES[self.info.dtype], (len(self.info.kept), *self.info.shape)
+        start = size - math.prod(shape) * dtype.itemsize
+        data = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
+        return data[start:].view(dtype).view(shape)
 
     def _checked(self, found: Trajectory, what: str) -> Trajectory:
         """`found` itself, after checking that it belongs to this dataset."""
         info, latents = self.info, found.latents
         shape = (len(info.kept), *info.shape)
-        expected = [
-            ("shape", tuple(latents.shape), shape),
-            ("dtype", latents.dtype, DTYPES[info.dtype]),
-            ("times", found.times, info.times),
-            ("seed", found.seed, info.seed),
-            ("id", found.id, record_id(found.seed, found.prompt_id, found.sample)),
-        ]
-        for name, value, right in expected:
-            if value != right:
-                raise AccVideoError(
-                    f"{what} does not belong to dataset {self.folder.name!r}: its {name} is "
-                    f"{value} instead of {right}; delete it and record again"
-                )
+        self._belongs(what, "shape", tuple(latents.shape), shape)
+        self._belongs(what, "dtype", latents.dtype, DTYPES[info.dtype])
+        self._belongs(what, "times", found.times, info.times)
+        self._belongs(what, "seed", found.seed, info.seed)
+        right = record_id(found.seed, found.prompt_id, found.sample)
+        self._belongs(what, "id", found.id, right)
         if not torch.isfinite(latents).all():
             raise AccVideoError(
                 f"{what} holds NaN or infinite values; delete it and record again in float32"
             )
         return found
 
-    def _record_path(self, id: str) -> Path:
-        return self.folder / "records" / id[:2] / f"{safe_name(id, 'record')}.safetensors"
+    def _belongs(self, what: str, name: str, value: object, right: object) -> None:
+        if value != right:
+            raise AccVideoError(
+                f"{what} does not belong to dataset {self.folder.name!r}: its {name} is "
+                f"{value} instead of {right}; delete it and record again"
+            )
 
-    def _prompt_path(self, prompt_id: str) -> Path:
-        return self.folder / "prompts" / f"{safe_name(prompt_id, 'prompt')}.safetensors"
+
+def _no_trajectory(path: Path) -> AccVideoError:
+    return AccVideoError(f"{path} is not a trajectory; delete it and record again")
 
 
 def _alike(new: Condition, old: Condition) -> bool:
@@ -312,11 +400,3 @@ def _alike(new: Condition, old: Condition) -> bool:
     return {k: x.shape for k, x in a.items()} == {k: x.shape for k, x in b.items()} and all(
         (a[k].float().cpu() - x.float()).norm() <= 0.1 * x.float().norm() for k, x in b.items()
     )
-
-
-def _prompt_id(line: bytes) -> str | None:
-    """The id in one line of prompts.jsonl, or None for an unfinished line."""
-    try:
-        return json.loads(line)["id"]
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -124,7 +124,7 @@ def test_more_samples_and_more_prompts_leave_earlier_bytes_alone(tmp_path: Path)
     assert len(dataset) == 10 and len(records(folder)) == 10
     for earlier, later in ((first, second), (second, third)):
         changed = [name for name in earlier if earlier[name] != later[name]]
-        assert set(changed) <= {"prompts.jsonl"}
+        assert set(changed) <= {"prompts.jsonl", "plan.json"}
         assert later["prompts.jsonl"].startswith(earlier["prompts.jsonl"])
     # Lost records come back alike: the batches of earlier additions are as before.
     for path in (folder / "records").rglob("*.safetensors"):
@@ -233,11 +233,33 @@ class Breaks(GaussianFlow):
         return torch.where(bad.reshape(-1, 1, 1, 1, 1), v * math.nan, v)
 
 
-def test_nan_names_prompt_and_step_and_stores_nothing_of_the_batch(tmp_path: Path) -> None:
+def test_what_is_not_finite_is_left_out_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given, calls = prompts(3, offsets=True), []
+    whole = record(gaussian_model(), given, spec(batch_size=3), tmp_path / "whole")
     model, folder = analytic_model(Breaks(0.5, 0.25)), tmp_path / "d"
-    with pytest.raises(AccVideoError, match="after step 3 holds NaN .* prompt 'clip 1'"):
-        record(model, prompts(2, offsets=True), spec(), folder)
+    dataset = record(model, given, spec(batch_size=3), folder, calls.append)
+    bad = record_id(0, given[1].id, 0)
+    assert set(dataset.ids()) == set(whole.ids()) - {bad} and dataset.verify() == []
+    for id in dataset.ids():  # the neighbour's NaN changes no number
+        assert torch.equal(dataset.read(id).latents, whole.read(id).latents)
+    assert calls[-1].metrics["records_skipped"] == 1 and calls[-1].metrics["records_done"] == 2
+    assert len(caplog.messages) == 1
+    for words in ("1 of 3", "after step 3 holds NaN", "prompt 'clip 1'", "lower the guidance"):
+        assert words in caplog.messages[0]
+    record(model, given, spec(batch_size=3), folder)
+    assert len(dataset) == 2 and len(caplog.messages) == 2  # it is tried, and named, again
+
+
+def test_an_error_when_nothing_is_finite_after_the_steps_that_were_needed(tmp_path: Path) -> None:
+    model, folder = analytic_model(Breaks(0.5, 0.25)), tmp_path / "d"
+    steps: list[int] = []
+    with pytest.raises(AccVideoError, match="1 of 1 .*after step 3 holds NaN .*prompt 'clip 1'"):
+        given = prompts(2, offsets=True)[1:]
+        record(model, given, spec(), folder, lambda progress: steps.append(progress.step))
     assert records(folder) == {} and TrajectoryDataset.open(folder).verify() == []
+    assert steps == [1, 2, 3, 4]
 
 
 def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:

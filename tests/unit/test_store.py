@@ -230,8 +230,8 @@ def test_verify_finds_every_planted_fault_and_nothing_else(tmp_path: Path) -> No
     dataset.add_prompts(given[:8])
     for prompt in given:
         dataset.write(trajectory(prompt))
-    paths = [dataset._record_path(record_id(3, p.id, 0)) for p in given]
-    prompt_files = [dataset._prompt_path(p.id) for p in given]
+    paths = [dataset.record_path(record_id(3, p.id, 0)) for p in given]
+    prompt_files = [dataset.prompt_path(p.id) for p in given]
 
     os.truncate(paths[0], paths[0].stat().st_size - 1)
     data = bytearray(paths[1].read_bytes())
@@ -258,10 +258,11 @@ def test_verify_finds_every_planted_fault_and_nothing_else(tmp_path: Path) -> No
         (prompt_files[8], "cannot read"),
     ]
     for path, words in named:
-        assert [f for f in faults if str(path) in f and words in f], (path.name, words)
-    assert any(f"prompt {given[8].id} is not in prompts.jsonl" in f for f in faults)
+        assert [f for f in faults if str(path) in f.text and words in f.text], (path.name, words)
+    assert any(f"prompt {given[8].id} is not in prompts.jsonl" in f.text for f in faults)
     assert len(faults) == len(named) + 1
-    assert all("delete it" in f or "check the path" in f or "record it again" in f for f in faults)
+    remedies = ("delete it", "check the path", "record it again")
+    assert all(any(remedy in str(f) for remedy in remedies) for f in faults)
 
 
 def test_hostile_ids_reach_no_file(dataset: TrajectoryDataset) -> None:
