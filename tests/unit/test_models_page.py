@@ -31,7 +31,7 @@ def experts(family: Family) -> str:
 
 def test_every_family_is_on_the_page_with_its_own_numbers(root: Path):
     page = rows(root)
-    assert list(page) == list(FAMILIES)
+    assert set(page) == set(FAMILIES)
     for name, family in FAMILIES.items():
         title, steps, *numbers = page[name][:5]
         assert title.startswith(family.title) and steps == str(family.steps)
