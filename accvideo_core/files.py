@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -235,10 +234,22 @@ def remove_leftovers(folder: Path, pattern: str = "**", older_than: float = 3600
     Those younger than `older_than` seconds may still be in a writer's hands.
     """
     with disk_errors("clean", folder):
-        for path in list(folder.glob(f"{pattern}/.*.tmp")):
+        found = list(folder.glob(f"{pattern}/.*.tmp"))
+        now = disk_time(folder) if found else 0.0
+        for path in found:
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > older_than:
+                if now - path.stat().st_mtime > older_than:
                     path.unlink()
+
+
+def disk_time(folder: Path) -> float:
+    """The time by the clock that gives `folder`'s files their times; machines may disagree."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        probe.write_bytes(b".")
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

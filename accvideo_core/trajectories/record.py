@@ -141,8 +141,7 @@ def record(
 
     dataset = prepare(model, prompts, spec, folder, negative)
     batches = plan(dataset, prompts, spec.samples_per_prompt)
-    with Recorder(model, dataset, negative) as recorder:
-        share(recorder, batches, monitor)
+    share(Recorder(model, dataset, negative), batches, monitor)
     return dataset
 
 
@@ -204,9 +203,7 @@ def dataset_info(
     )
 
 
-def plan(
-    dataset: TrajectoryDataset, prompts: Sequence[Prompt] | None, samples: int
-) -> list[Batch]:
+def plan(dataset: TrajectoryDataset, prompts: Sequence[Prompt] | None, samples: int) -> list[Batch]:
     """The batches that hold records of `prompts`: sample 0 of all of them, then sample 1, ...
 
     None is every prompt of the dataset.
@@ -246,19 +243,19 @@ class Recorder:
         self,
         batch: Batch,
         report: Report = lambda _step, _preview: None,
-        stored: Callable[[], None] = lambda: None,
+        stored: Callable[[Outcome], None] = lambda _outcome: None,
     ) -> Outcome:
         """Compute one batch and have those of its records written that do not exist.
 
-        Calls `report(step, preview)` after every teacher step, and `stored()`, in the writer's
-        thread, once the records are on the disk. When `report` raises, nothing of the batch is
-        written. Raises AccVideoError for what went wrong while earlier batches were written.
+        Calls `report(step, preview)` after every teacher step, and `stored(outcome)`, in the
+        writer's thread, once the records are on the disk. When `report` raises, nothing of the
+        batch is written. Raises AccVideoError for what went wrong while earlier ones were written.
         """
         self._writer.check()
         info, ids = self.dataset.info, batch.ids(self.dataset.info.seed)
         missing = [row for row, id in enumerate(ids) if not self.dataset.has(id)]
         if not missing:
-            self._writer.put(stored)
+            self._writer.put(partial(stored, Outcome()))
             return Outcome()
         prompts = [self.dataset.prompt(prompt_id) for prompt_id in batch.prompt_ids]
         found = rollout(self._asked, info, prompts, batch.sample, report, missing)
@@ -276,8 +273,9 @@ class Recorder:
             for row in missing
             if row not in found.broken
         ]
-        self._writer.put(partial(self._store, made, stored))
-        return Outcome(len(made), tuple(skipped), tuple(skipped.values()))
+        outcome = Outcome(len(made), tuple(skipped), tuple(skipped.values()))
+        self._writer.put(partial(self._store, made, partial(stored, outcome)))
+        return outcome
 
     def flush(self) -> None:
         """Wait until everything is on the disk. Raises AccVideoError for what went wrong."""

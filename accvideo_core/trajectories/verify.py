@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import AccVideoError
 from ..files import disk_errors, locked
+from ..monitor import Monitor, Progress, silent
 from .listing import PLAN_FILE, PROMPTS_FILE, Listing, read_listing, write_listing
 
 if TYPE_CHECKING:
@@ -33,27 +34,29 @@ class Fault:
         return self.text
 
 
-def verify(dataset: TrajectoryDataset, content: bool = True) -> list[Fault]:
+def verify(
+    dataset: TrajectoryDataset, content: bool = True, monitor: Monitor = silent
+) -> list[Fault]:
     """Every fault; without `content` headers and sizes alone are read, which takes seconds.
 
     Leftover temporary files are no fault, and neither are records that are still to be made.
     """
     found = read_listing(dataset.folder)
     faults, used = [], set()
-    for id in dataset.ids():
+    ids = dataset.ids()
+    for number, id in enumerate(ids, start=1):
         try:
             used.add(dataset.check(id) if content else dataset.header(id).prompt_id)
         except AccVideoError as error:
             faults.append(Fault("record", id, dataset.record_path(id), str(error)))
+        monitor(Progress("verify", number, len(ids)))
     faults += _prompt_faults(dataset, found, used)
     if found.damage:
         faults.append(Fault("plan", "", dataset.folder / PLAN_FILE, found.damage))
     return faults
 
 
-def _prompt_faults(
-    dataset: TrajectoryDataset, listing: Listing, used: set[str]
-) -> Iterator[Fault]:
+def _prompt_faults(dataset: TrajectoryDataset, listing: Listing, used: set[str]) -> Iterator[Fault]:
     """Prompts whose file or line is damaged or missing."""
     listed = set(listing.ids())
     lost = set(listing.lost)
