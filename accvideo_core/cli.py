@@ -1,4 +1,4 @@
-"""The terminal's way in: accvideo record | distill | tune | sample | export | inspect | compare.
+"""The terminal's way in: accvideo record | dataset | distill | tune | sample | export | compare ...
 
 This file holds the arguments and what all commands share; `commands.py` does the work.
 """
@@ -30,22 +30,24 @@ or all of it with  accvideo demo build/demo"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when done, 2 for a user's error, 130 when cancelled."""
+    """Run one command.
+
+    0 when done, 1 for a dataset with faults, 2 for a user's error, 130 when cancelled.
+    """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
-        args.work(args)
+        return args.work(args) or 0
     except AccVideoError as error:
         print(f"accvideo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (Cancelled, KeyboardInterrupt):
         print("\ncancelled; run the same command to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import commands
+    from . import commands, dataset_commands
 
     parser = argparse.ArgumentParser(
         prog="accvideo",
@@ -80,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
                 "runs/adv ComfyUI/models/loras/fast.safetensors"))  # fmt: skip
     _inspect(add("inspect", commands.inspect, "say what a folder or file is",
                  "runs/traj/student.safetensors"))  # fmt: skip
+    dataset_commands.add_arguments(
+        add("dataset", None, "check, measure, merge, divide or export a dataset",
+            "verify clips --repair"), _teacher)  # fmt: skip
     _compare(add("compare", commands.compare, "measure students against their teacher",
                  "report --student fast=student.safetensors --world 128"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
@@ -271,7 +276,14 @@ def _machine(parser: argparse.ArgumentParser) -> None:
 def _prompts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts (at least one of them)")
     group.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
-    group.add_argument("--prompts", type=Path, help="text file with a prompt a line")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="text file with a prompt a line, JSON, CSV, Parquet, or a folder of images with "
+        "captions",
+    )
+    group.add_argument("--column", metavar="NAME", help="column of that file with the prompts")
     group.add_argument(
         "--world", type=int, default=0, metavar="N", help="N of the embedded teacher (to 378)"
     )
