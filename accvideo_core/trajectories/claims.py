@@ -161,7 +161,8 @@ class Claims:
 
     def _alive(self, data: bytes, file: BinaryIO) -> bool:
         says = _parse(data)
-        seconds = says.get("seconds", self._seconds)
+        seconds = says.get("seconds")
+        seconds = seconds if isinstance(seconds, (int, float)) else self._seconds
         # A claim from the future is of a clock that was set back since.
         if abs(disk_time(self._folder) - os.fstat(file.fileno()).st_mtime) >= seconds:
             return False

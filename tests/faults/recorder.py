@@ -193,11 +193,13 @@ def hang(folder: Path, seed: int = 0) -> str:
     os.kill(still, signal.SIGCONT)
     assert joined([still]) == [0], "the recorder that came back failed"
     after = {path: path.stat().st_ino for path in (both / "records").rglob("*.safetensors")}
-    assert snapshot(both) == whole and after == before, "a record was written again"
+    assert snapshot(both) == whole and after.keys() == before.keys()
     assert TrajectoryDataset.open(both).verify() == [] and hidden(both) == {".prompts.lock"}
+    # Only what it was computing the last step of, or writing, when it was stopped.
     twice = len(log.read_text().splitlines()) - computed
-    assert twice <= 1  # only what was at its very last step
-    return f"the other recorder took over, {twice} batches computed twice, none written twice"
+    again = sum(after[path] != before[path] for path in after)
+    assert twice <= 1 and again <= 1, "it went on with what another had taken over"
+    return f"the other took over; {twice} batches computed twice, {again} files replaced by equals"
 
 
 def limit(folder: Path) -> str:

@@ -54,7 +54,7 @@ def test_recorders_whose_claims_run_out_at_once_harm_nothing(tmp_path: Path) -> 
 
 
 @needs_fork
-def test_work_of_a_recorder_that_hangs_is_taken_over_and_not_written_twice(tmp_path: Path) -> None:
+def test_work_of_a_recorder_that_hangs_is_taken_over_and_left_to_the_other(tmp_path: Path) -> None:
     assert "took over" in run("hang", tmp_path)
 
 
