@@ -16,8 +16,16 @@ from accvideo_core.flow import key_indices
 from accvideo_core.latents import seeded_noise
 from accvideo_core.models.video_model import VideoModel
 from accvideo_core.monitor import Cancelled, Progress, silent
-from accvideo_core.trajectories import RecordSpec, TrajectoryDataset, record, record_id
-from accvideo_core.trajectories.record import dataset_info
+from accvideo_core.trajectories import (
+    RecordSpec,
+    TrajectoryDataset,
+    record,
+    record_id,
+)
+from accvideo_core.trajectories.record import (
+    dataset_info,
+    rounding_error,
+)
 from tests.analytic import (
     ANALYTIC,
     GaussianFlow,
@@ -330,3 +338,57 @@ def test_guidance_comes_from_the_settings_then_the_prompts(tmp_path: Path) -> No
     mixed = [given[0], Prompt.of("q", condition().with_guidance(5.0))]
     with pytest.raises(AccVideoError, match=r"different guidance \[4.0, 5.0\]"):
         record(model, mixed, spec(), tmp_path / "e", silent)
+
+
+def test_any_falling_grid_can_be_asked_for_and_all_states_kept(tmp_path: Path) -> None:
+    times = (1.0, 0.9, 0.5, 0.45, 0.0)
+    settings = spec(steps=None, times=times, kept="all", dtype="float32")
+    dataset = record(gaussian_model(0.5, 0.25), prompts(1), settings, tmp_path / "d")
+    assert dataset.info.time_grid == times == dataset.info.times
+    found = dataset.read(dataset.ids()[0])
+    assert found.times == times
+    for state, exact in zip(
+        found.latents, expected_states(times, found.latents[0], 0.5, 0.25), strict=True
+    ):
+        torch.testing.assert_close(state.double(), exact, rtol=0, atol=2e-6)
+    with pytest.raises(AccVideoError, match="time_grid"):
+        record(gaussian_model(), prompts(1), spec(steps=4, kept="all"), tmp_path / "d")
+
+
+def test_a_grid_that_is_none_or_said_twice_is_refused() -> None:
+    for changes, match in (
+        ({"times": (1.0, 0.0)}, "steps is 4 beside times"),
+        ({"steps": None, "shift": 3.0, "times": (1.0, 0.0)}, "shift is 3.0 beside times"),
+        ({"steps": None, "times": (0.9, 0.0)}, "from 0.9 to 0"),
+        ({"steps": None, "times": (1.0, 0.1)}, "from 1 to 0.1"),
+        ({"steps": None, "times": (1.0, 0.5, 0.5, 0.0)}, "must fall strictly"),
+    ):
+        with pytest.raises(AccVideoError, match=match):
+            spec(**changes)
+    with pytest.raises(AccVideoError, match="kept is 'some'"):
+        dataset_info(gaussian_model(), prompts(1), spec(kept="some"))
+
+
+def test_rounding_error_is_the_relative_error_of_the_storage_dtype() -> None:
+    states = torch.randn(2, 50_000, generator=torch.Generator().manual_seed(0))
+    states[1] *= 100
+    for dtype, bits in ((torch.bfloat16, 7), (torch.float16, 10)):
+        found = rounding_error(states, dtype)
+        exact = (states.double() - states.to(dtype).double()).norm(dim=1) / states.double().norm(
+            dim=1
+        )
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=0)
+        # Rounding to nearest is off by at most half of the last bit, evenly spread.
+        assert (found < 2.0 ** -(bits + 1)).all() and (found > 2.0 ** -(bits + 3)).all()
+    assert rounding_error(states, torch.float32).tolist() == [0, 0]
+    assert rounding_error(torch.zeros(1, 3), torch.bfloat16).tolist() == [0]
+
+
+def test_every_record_says_what_rounding_cost_it(tmp_path: Path) -> None:
+    wide = record(gaussian_model(), prompts(3), spec(dtype="float32"), tmp_path / "wide")
+    narrow = record(gaussian_model(), prompts(3), spec(), tmp_path / "narrow")
+    assert {head.rounding for head in wide.headers()} == {0.0}
+    for head in narrow.headers():
+        errors = rounding_error(wide.read(head.id).latents, torch.bfloat16)
+        assert head.rounding == float(f"{errors.square().mean().sqrt().item():.2e}")
+        assert head.rounding == narrow.read(head.id).rounding
