@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -94,6 +94,36 @@ class DatasetInfo:
             "cfg": Cfg(**data["cfg"]) if data.get("cfg") else None,
         }
         return cls(**{**data, **changed})
+
+    @classmethod
+    def from_json(cls, data: Any, what: str) -> DatasetInfo:
+        """What the file `what` holds. Raises AccVideoError when it is foreign, newer or older."""
+        data = data if isinstance(data, dict) else {}
+        version = data.get("format")
+        if isinstance(version, int) and version != FORMAT:
+            age, remedy = "newer", "update AccVideo"
+            if version < FORMAT:
+                age, remedy = "older", "record it again under another name"
+            raise AccVideoError(
+                f"{what} has format {version}, {age} than the {FORMAT} that this version reads; "
+                f"{remedy}"
+            )
+        needed = [
+            f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
+        ]
+        lacking = [name for name in ("format", *needed) if name not in data]
+        try:
+            if not lacking:
+                return cls.from_dict(data)
+            reason = f"it lacks {', '.join(lacking)}"
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, AccVideoError):
+                raise
+            reason = str(error)
+        raise AccVideoError(
+            f"{what} does not describe a trajectory dataset, or one of an older version "
+            f"({reason}); choose another folder, or record it again under another name"
+        )
 
 
 def _short(value: object) -> str:

@@ -38,7 +38,7 @@ from ..files import (
 )
 from ..flow import Times
 from ..names import safe_name
-from .info import DTYPES, FORMAT, DatasetInfo
+from .info import DTYPES, DatasetInfo
 from .listing import read_listing, write_listing
 from .verify import Fault, repair, verify
 
@@ -123,23 +123,7 @@ class TrajectoryDataset:
                 f"{folder} is no trajectory dataset (it has no dataset.json); "
                 "record one first or choose another folder"
             )
-        data = read_json(path)
-        version = data.get("format") if isinstance(data, dict) else None
-        if isinstance(version, int) and version != FORMAT:
-            age, remedy = ("newer", "update AccVideo")
-            if version < FORMAT:
-                age, remedy = "older", "record it again under another name"
-            raise AccVideoError(
-                f"dataset {folder.name!r} has format {version}, {age} than the {FORMAT} that this "
-                f"version reads; {remedy}"
-            )
-        try:
-            return cls(folder, DatasetInfo.from_dict(data))
-        except (KeyError, TypeError) as error:
-            raise AccVideoError(
-                f"{path} does not describe a trajectory dataset ({error}), or one of an older "
-                "version; choose another folder, or record it again under another name"
-            ) from error
+        return cls(folder, DatasetInfo.from_json(read_json(path), str(path)))
 
     def __len__(self) -> int:
         return len(self.ids())
