@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from .models.loading import Teacher
     from .models.source import TeacherSource
     from .sampling import HasVelocity, SamplePlan
+    from .trajectories.prompts import PromptEntry
 
 
 def teacher_of(args: Namespace, dtype_name: str | None = None) -> Teacher:
@@ -52,29 +55,59 @@ def _lora(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
-def prompts_of(args: Namespace, teacher: Teacher) -> list[Prompt]:
+def prompts_of(args: Namespace, teacher: Teacher, plan: SamplePlan | None = None) -> list[Prompt]:
+    """The encoded prompts asked for; what was left out of them, or is cut, is said on stderr.
+
+    `plan` has the videos' size, for prompts with images; None is the one that `args` ask for.
+    """
+    from .trajectories.prompts import encode_entries, too_long_notes
+
+    entries, notes = _entries_of(args)
+    limit = teacher.model.family.text_tokens
+    if limit is not None:
+        notes += too_long_notes([entry.text for entry in entries], limit, teacher.tokenizer)
+    size = None
+    if any(entry.image is not None for entry in entries):
+        plan = plan or plan_of(args, teacher)
+        size = plan.frames, plan.height, plan.width
+    encoded = encode_entries(teacher, entries, size, getattr(args, "guidance", None))
+    for note in (*notes, *encoded.notes):
+        print(f"accvideo {args.command}: {note}", file=sys.stderr)
+    return list(encoded.prompts)
+
+
+def _entries_of(args: Namespace) -> tuple[list[PromptEntry], list[str]]:
+    """The prompts of --prompt, --prompts and --world, and notes on those left out."""
     from .evaluate import world
     from .latents import key_generator
+    from .trajectories.prompts import read_prompts
 
-    texts = list(args.prompt)
+    entries, notes = _plain(args.prompt), []
     if args.prompts is not None:
-        if not args.prompts.is_file():
-            raise AccVideoError(f"there is no prompts file {args.prompts}; check the path")
-        lines = args.prompts.read_text(encoding="utf-8").splitlines()
-        texts += [line.strip() for line in lines if line.strip()]
+        read = read_prompts(args.prompts, args.column)
+        entries, notes = [*entries, *read.entries], list(read.notes)
+    elif args.column is not None:
+        raise AccVideoError(f"--column {args.column} is a column of --prompts; give that file")
     if args.world > len(world.all_prompts()):
         raise AccVideoError(
             f"--world {args.world} is more than the {len(world.all_prompts())} prompts that the "
             "embedded teacher knows; use --samples for more clips of each"
         )
     if args.world > 0:
-        texts += world.sample_prompts(args.world, key_generator(0, args.command, "prompts"))
-    if not texts:
+        drawn = world.sample_prompts(args.world, key_generator(0, args.command, "prompts"))
+        entries += _plain(drawn)
+    if not entries:
         raise AccVideoError(
             "no prompts were given; use --prompt TEXT, --prompts FILE, or --world N for the "
             "embedded teacher"
         )
-    return teacher.encode_prompts(list(dict.fromkeys(texts)), getattr(args, "guidance", None))
+    return entries, notes
+
+
+def _plain(texts: Sequence[str]) -> list[PromptEntry]:
+    from .trajectories.prompts import PromptEntry
+
+    return [PromptEntry(text, None, 0) for text in dict.fromkeys(texts)]
 
 
 def plan_of(args: Namespace, teacher: Teacher, student: Student | None = None) -> SamplePlan:

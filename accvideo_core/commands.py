@@ -97,7 +97,7 @@ def sample(args: Namespace) -> None:
     student = None if args.student is None else load_student(args.student, teacher.model)
     plan = plan_of(args, teacher, student)
     how = sampling_of(args, teacher, student, plan)
-    prompts = prompts_of(args, teacher)
+    prompts = prompts_of(args, teacher, plan)
     condition = Condition.cat([prompt.condition for prompt in prompts])
     condition = condition.with_guidance(how.guidance)
     upscale = args.upscale or max(1, 128 // plan.height)

@@ -231,6 +231,7 @@ def _family(
         lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
         key_table=key_table,
         encode=_encode,
+        text_tokens=TEXT_TOKENS,
         from_native=_from_native,
         to_sigma=to_sigma,
         variance_preserving=True,

@@ -18,6 +18,8 @@ from .keys.hunyuan_video import key_table
 from .video_model import Family
 
 GUIDANCE = 6.0
+TEXT_TOKENS = 256
+"""Of the prompt itself, beside the tokens of the template around it."""
 TIMESTEPS = 1000.0  # the network counts time and guidance in thousandths
 
 
@@ -128,5 +130,6 @@ HUNYUAN_VIDEO = Family(
     ),
     key_table=key_table,
     encode=_encode,
+    text_tokens=TEXT_TOKENS,
     from_native=_from_native,
 )

@@ -8,7 +8,7 @@ which need memory of their own, when they are first used. Nothing is fetched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,23 +80,45 @@ class Teacher:
         The image has the video's own height and width. Raises AccVideoError for sizes that do not
         fit the model, and for a model that takes no image.
         """
+        return self.encode_images([(text, image)], frames, guidance)[0]
+
+    def encode_images(
+        self, pairs: Iterable[tuple[str, Tensor]], frames: int, guidance: float | None = None
+    ) -> list[Prompt]:
+        """`encode_image` of many (text, image), which are taken one after the other."""
         family, device = self.model.family, self.model.device
         if family.encode_image is None:
             raise AccVideoError(
                 f"{family.title or family.name} takes no image; leave the image out, or load an "
                 "image-to-video model"
             )
+        scale = family.guidance if guidance is None else guidance
+        pipeline, prompts = None, []
+        with torch.inference_mode(False), torch.no_grad():
+            for text, image in pairs:
+                self._check_image(image, frames)
+                if pipeline is None:
+                    pipeline = self._text_pipeline().to(device)
+                condition = family.encode_image(pipeline, self.vae, text, image, frames, device)
+                prompts.append(Prompt.of(text, condition.to("cpu").with_guidance(scale)))
+            if pipeline is not None:
+                pipeline.to("cpu")
+        return prompts
+
+    def _check_image(self, image: Tensor, frames: int) -> None:
         if image.dim() != 3 or image.shape[-1] != 3:
             raise AccVideoError(
                 f"the image has shape {tuple(image.shape)}; expected [height, width, 3]"
             )
         self.model.latent_spec.shape(frames, *image.shape[:2])
-        scale = family.guidance if guidance is None else guidance
-        with torch.inference_mode(False), torch.no_grad():
-            pipeline = self._text_pipeline().to(device)
-            condition = family.encode_image(pipeline, self.vae, text, image, frames, device)
-            pipeline.to("cpu")
-        return Prompt.of(text, condition.to("cpu").with_guidance(scale))
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The text encoder's tokenizer, or None where there are no text encoders.
+
+        Of a text it gives the tokens that count against the family's `text_tokens`.
+        """
+        return self._text_pipeline().tokenizer if self.has_text_encoders else None
 
     @property
     def vae(self) -> VideoVAE:

@@ -112,6 +112,9 @@ class Family:
     encode_image: Callable[[Any, VideoVAE, str, Tensor, int, torch.device], Condition] | None = None
     """(pipeline, VAE, prompt, image [H,W,3] in [0,1] of the video's size, frames, device) ->
     Condition of one sample; None for a text-to-video family."""
+    text_tokens: int | None = None
+    """Tokens of a prompt that the text encoder reads, the special ones among them; it cuts the
+    rest off. None where there is no such limit."""
     from_native: Callable[[Tensor, Mapping[str, Any], LatentSpec], Condition]
     """One entry of ComfyUI's CONDITIONING (tensor [1,L,D] and its dictionary) -> Condition."""
 

@@ -313,6 +313,7 @@ WAN_T2V = Family(
     lora_targets=_TARGETS,
     key_table=key_table,
     encode=_encode,
+    text_tokens=TEXT_TOKENS,
     from_native=_from_native,
 )
 
