@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 
-def video_size() -> list[io.Input]:
-    """Width, height and frames of a video, in pixels."""
+def video_size(optional: bool = False, when: str = "") -> list[io.Input]:
+    """Width, height and frames of a video, in pixels; `when` begins each tooltip."""
+    pixels: dict[str, Any] = {"min": 16, "max": 8192, "step": 8, "optional": optional}
     return [
-        io.Int.Input("width", default=960, min=16, max=8192, step=8, tooltip="Pixels."),
-        io.Int.Input("height", default=544, min=16, max=8192, step=8, tooltip="Pixels."),
+        io.Int.Input("width", default=960, tooltip=f"{when}Pixels.", **pixels),
+        io.Int.Input("height", default=544, tooltip=f"{when}Pixels.", **pixels),
         io.Int.Input(
             "frames",
             default=93,
             min=1,
             max=1025,
             step=4,
-            tooltip="Frames of a clip: 4k+1 (HunyuanVideo 93 or 129, Wan 81).",
+            optional=optional,
+            tooltip=f"{when}Frames of a clip: 4k+1 (HunyuanVideo 93 or 129, Wan 81).",
         ),
     ]
 

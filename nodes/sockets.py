@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from ..accvideo_core.conditioning import Prompt
+from ..accvideo_core.conditioning import Condition, Prompt
 from ..accvideo_core.errors import AccVideoError
 from ..accvideo_core.flow import Times
 
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 PROMPT_TEXT = "accvideo_prompt"
 """Key under which an entry of CONDITIONING carries the text it was made from."""
+
+IMAGE_FIELDS = ("mask", "image", "image_tokens")
+"""Fields of a Condition with an image that stand, as they are, under their names with OURS before.
+
+Stock nodes leave images under keys of their own, each in its own form; a family reads those.
+"""
+OURS = "accvideo_"
 
 AccVideoModel = io.Custom("ACCVIDEO_MODEL")
 AccVideoDataset = io.Custom("ACCVIDEO_DATASET")
@@ -81,6 +88,9 @@ def _native_entry(prompt: Prompt) -> list[Any]:
         extra["attention_mask"] = condition.mask
     if condition.guidance is not None:
         extra["guidance"] = float(condition.guidance[0])
+    if condition.image is not None:
+        tensors = condition.tensors()
+        extra |= {OURS + name: tensors[name] for name in IMAGE_FIELDS if name in tensors}
     return [condition.text, extra]
 
 
@@ -91,12 +101,27 @@ def from_native(conditioning: NativeConditioning, model: VideoModel) -> list[Pro
     """
     prompts = []
     for embedding, extra in conditioning:
-        parts = model.family.from_native(embedding, extra, model.latent_spec).split()
+        parts = _condition(embedding, extra, model).split()
         text = extra.get(PROMPT_TEXT, "") if len(parts) == 1 else ""
         prompts += [Prompt.of(text, part) for part in parts]
     if not prompts:
         raise AccVideoError("the conditioning holds no prompts; encode at least one")
     return prompts
+
+
+def _condition(embedding: torch.Tensor, extra: dict[str, Any], model: VideoModel) -> Condition:
+    """One entry: with an image of ours, exactly what was encoded; else as the family reads it."""
+    family = model.family
+    if f"{OURS}image" not in extra:
+        return family.from_native(embedding, extra, model.latent_spec)
+    if family.encode_image is None:
+        raise AccVideoError(
+            f"this CONDITIONING has an image, which {family.title or family.name} does not take; "
+            "encode the prompts without images, or load an image-to-video model"
+        )
+    named = {name: extra.get(OURS + name) for name in IMAGE_FIELDS}
+    condition = Condition(text=embedding, pooled=extra.get("pooled_output"), **named)
+    return condition.to("cpu").with_guidance(extra.get("guidance"))
 
 
 def to_sigmas(times: Sequence[float], family: Family | None = None) -> torch.Tensor:

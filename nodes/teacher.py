@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
+from ..accvideo_core.errors import AccVideoError
 from . import paths
-from .devices import default_dtype, free_host_memory, on_device
+from .devices import default_dtype, free_host_memory, on_device, vae_on_device
+from .inputs import video_size
 from .sockets import PROMPT_TEXT, AccVideoModel, NativeConditioning, prompt_lines, to_native
 
 if TYPE_CHECKING:
@@ -218,8 +220,9 @@ class AccVideoEncodePrompts(io.ComfyNode):
             display_name="Encode Prompts",
             category=CATEGORY,
             description="Encode prompts, one CONDITIONING entry per line, with the teacher's own "
-            "text encoders or with ComfyUI's for the same model.",
-            search_aliases=["text encode", "prompts", "conditioning", "CLIP"],
+            "text encoders or with ComfyUI's for the same model. With images, for image-to-video "
+            "teachers, one entry per prompt and image.",
+            search_aliases=["text encode", "prompts", "conditioning", "CLIP", "image to video"],
             inputs=[
                 AccVideoModel.Input("model", tooltip="The teacher whose text encoders are used."),
                 io.String.Input(
@@ -244,6 +247,13 @@ class AccVideoEncodePrompts(io.ComfyNode):
                     tooltip="ComfyUI's text encoders for this model, for a teacher that was loaded "
                     "from a checkpoint and has none of its own.",
                 ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="First frames, for an image-to-video teacher with encoders of its own: "
+                    "one for each prompt, one for all prompts, or one prompt for all of them.",
+                ),
+                *video_size(optional=True, when="Only with images, which are fitted to it. "),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -255,13 +265,45 @@ class AccVideoEncodePrompts(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Teacher, prompts: str, guidance: float = 0.0, clip: Any = None
+        cls,
+        model: Teacher,
+        prompts: str,
+        guidance: float = 0.0,
+        clip: Any = None,
+        images: torch.Tensor | None = None,
+        width: int = 960,
+        height: int = 544,
+        frames: int = 93,
     ) -> io.NodeOutput:
+        from ..accvideo_core.images import fitted
+
         texts = prompt_lines(prompts)
+        if images is not None:
+            pairs = _pairs(texts, images, clip)
+            fitting = ((text, fitted(image, height, width)) for text, image in pairs)
+            with on_device(model), vae_on_device(model):
+                encoded = model.encode_images(fitting, frames, guidance or None)
+            return io.NodeOutput(to_native(encoded))
         if clip is None:
             with on_device(model):
                 return io.NodeOutput(to_native(model.encode_prompts(texts, guidance or None)))
         return io.NodeOutput([entry for text in texts for entry in _encode(clip, text, guidance)])
+
+
+def _pairs(texts: list[str], images: torch.Tensor, clip: Any) -> list[tuple[str, torch.Tensor]]:
+    """Every prompt with its image [H, W, 3]; one of either serves all of the other."""
+    if clip is not None:
+        raise AccVideoError(
+            "images are encoded by the teacher's own encoders and not by clip; leave clip out, or "
+            "encode with ComfyUI's nodes for this model (WanImageToVideo, HunyuanImageToVideo)"
+        )
+    count = max(len(texts), len(images))
+    if len(texts) not in (1, count) or len(images) not in (1, count):
+        raise AccVideoError(
+            f"{len(texts)} prompts and {len(images)} images do not pair; give as many of both, or "
+            "one of either"
+        )
+    return [(texts[i % len(texts)], images[i % len(images)]) for i in range(count)]
 
 
 def _encode(clip: Any, text: str, guidance: float) -> NativeConditioning:
