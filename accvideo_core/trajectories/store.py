@@ -42,6 +42,7 @@ from .info import DTYPES, DatasetInfo
 from .listing import read_listing, write_listing
 from .verify import Fault, repair, verify
 
+LOCK_FILE = ".prompts.lock"
 _RECORD_FILE = re.compile(r"([0-9a-f]{32})\.safetensors")
 
 
@@ -103,7 +104,10 @@ class TrajectoryDataset:
                 raise AccVideoError(
                     f"{folder} is no dataset but holds {others[0]!r}; choose another name"
                 )
-            write_json(folder / "dataset.json", info.as_dict())
+            # Without the lock, one that starts now could put other settings in these ones' place.
+            with locked(folder / LOCK_FILE):
+                if not (folder / "dataset.json").exists():
+                    write_json(folder / "dataset.json", info.as_dict())
         dataset = cls.open(folder)
         differences = dataset.info.differences(info)
         if differences:
@@ -295,8 +299,8 @@ class TrajectoryDataset:
 
     @property
     def lock_path(self) -> Path:
-        """Lock file of whoever changes prompts.jsonl and plan.json."""
-        return self.folder / ".prompts.lock"
+        """Lock file of whoever changes dataset.json, prompts.jsonl or plan.json."""
+        return self.folder / LOCK_FILE
 
     def record_path(self, id: str) -> Path:
         return self.folder / "records" / id[:2] / f"{safe_name(id, 'record')}.safetensors"

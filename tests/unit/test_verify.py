@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,12 +205,12 @@ def test_an_addition_is_whole_or_not_at_all(
     dataset: TrajectoryDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(dataset.folder)
-    replace = os.replace
+    rename = os.replace
 
     def killed(source: Path, target: Path) -> None:
         if Path(target).suffix in (".jsonl", ".json"):
             raise KeyboardInterrupt
-        replace(source, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -247,3 +250,25 @@ def test_other_versions_say_so_in_one_sentence(
     for look in (TrajectoryDataset.open, lambda f: TrajectoryDataset.create(f, INFO)):
         with pytest.raises(AccVideoError, match=match):
             look(dataset.folder)
+
+
+def test_of_two_datasets_begun_at_once_one_is_refused(tmp_path: Path) -> None:
+    """While it waits for the other's dataset.json, the second has seen an empty folder."""
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "clips"
+    refused: list[str] = []
+
+    def begin() -> None:
+        try:
+            TrajectoryDataset.create(folder, replace(INFO, seed=4))
+        except AccVideoError as error:
+            refused.append(str(error))
+
+    second = threading.Thread(target=begin)
+    with files.locked(folder / ".prompts.lock"):
+        second.start()
+        time.sleep(0.1)
+        write_json(folder / "dataset.json", INFO.as_dict())
+    second.join()
+    assert len(refused) == 1 and "seed 4 instead of 3" in refused[0]
+    assert TrajectoryDataset.open(folder).info == INFO
