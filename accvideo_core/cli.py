@@ -110,6 +110,27 @@ def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="records at once (8)")
     parser.add_argument("--shift", type=float, help="shift of the time grid (the family's)")
     _cfg(parser)
+    _cluster(parser)
+
+
+def _cluster(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("many GPUs or machines, with Ray (see docs/cluster.md)")
+    group.add_argument(
+        "--cluster",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help='of a Ray that runs, such as "auto"; without it one is started on this machine',
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="one per GPU, or without GPUs one per machine"
+    )
+    group.add_argument(
+        "--lease",
+        type=float,
+        metavar="SECONDS",
+        help="without a teacher step, after which a worker is replaced (900)",
+    )
 
 
 def _distill(parser: argparse.ArgumentParser) -> None:

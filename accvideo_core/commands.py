@@ -16,6 +16,7 @@ from .arguments import (
     plan_of,
     prompts_of,
     sampling_of,
+    source_of,
     teacher_of,
     whole_number,
 )
@@ -23,20 +24,75 @@ from .errors import AccVideoError
 from .terminal import Terminal
 
 if TYPE_CHECKING:
+    from .conditioning import Prompt
     from .distill.recipes import Recipe
     from .distill.student import Student
     from .guidance import Guided
     from .models.loading import Teacher
     from .models.video_model import Family, VideoModel
+    from .trajectories.record import Batch, RecordSpec
     from .trajectories.store import TrajectoryDataset
 
 STUDENT_FILE = "student.safetensors"
 
 
 def record(args: Namespace) -> None:
-    """Record trajectories."""
-    from .trajectories.record import RecordSpec
+    """Record trajectories, here or with workers on a cluster."""
     from .trajectories.record import record as work
+
+    for name in ("workers", "lease"):
+        if args.cluster is None and getattr(args, name) is not None:
+            raise AccVideoError(f"--{name} {getattr(args, name)} needs --cluster; give both")
+    if args.cluster is not None:
+        _record_on_cluster(args)
+        return
+    model, prompts, spec, negative = _recording(args)
+    with Terminal(sys.stderr) as terminal:
+        dataset = work(model, prompts, spec, args.dataset, terminal, negative)
+    print(f"{len(dataset)} trajectories are in {args.dataset}")
+
+
+def _record_on_cluster(args: Namespace) -> None:
+    from .trajectories.cluster import Cluster, connected, record_on_cluster
+    from .trajectories.crew import Patience
+
+    patience = Patience() if args.lease is None else Patience(lease_seconds=args.lease)
+    cluster = Cluster(args.cluster, args.workers, args.device, args.threads or 1, patience)
+    source = source_of(args).absolute()
+    device = source.device and source.device.partition(":")[0]  # Ray says which GPU it is
+    source = replace(source, device=device, threads=cluster.threads)
+    with connected(cluster):  # first, because encoding takes long
+        dataset, batches = _prepared(args)
+        with Terminal(sys.stderr) as terminal:
+            report = record_on_cluster(source, dataset, batches, cluster, terminal)
+    print(f"{len(dataset)} trajectories are in {args.dataset}")
+    for number, worker in enumerate(report.workers):
+        print(f"  worker {number} {worker}")
+
+
+def _prepared(args: Namespace) -> tuple[TrajectoryDataset, list[Batch]]:
+    """The dataset with its prompts, and what to record. The teacher is let go of again, because the
+    workers of this machine need its place.
+    """
+    import gc
+
+    import torch
+
+    from .trajectories.record import plan, prepare
+
+    model, prompts, spec, negative = _recording(args)
+    dataset = prepare(model, prompts, spec, args.dataset, negative)
+    batches = plan(dataset, prompts, spec.samples_per_prompt)
+    del model, prompts
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return dataset, batches
+
+
+def _recording(args: Namespace) -> tuple[VideoModel, list[Prompt], RecordSpec, Prompt | None]:
+    """The teacher's network, prompts, settings and negative prompt that `record` is asked for."""
+    from .trajectories.record import RecordSpec
 
     teacher = teacher_of(args)
     plan = plan_of(args, teacher)
@@ -55,10 +111,7 @@ def record(args: Namespace) -> None:
         cfg=cfg,
         shift=args.shift,
     )
-    prompts = prompts_of(args, teacher)
-    with Terminal(sys.stderr) as terminal:
-        dataset = work(teacher.model, prompts, spec, args.dataset, terminal, negative)
-    print(f"{len(dataset)} trajectories are in {args.dataset}")
+    return teacher.model, prompts_of(args, teacher), spec, negative
 
 
 def distill(args: Namespace) -> None:

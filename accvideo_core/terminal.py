@@ -94,11 +94,16 @@ def line(progress: Progress, seconds: float, steps: int, width: int = 24) -> str
     bar = "#" * filled + "-" * (width - filled)
     names = ("loss", "records_done", "records_per_hour", "workers")
     shown = [name for name in names if name in progress.metrics]
-    figures = [f"{name.replace('_', ' ')} {progress.metrics[name]:.4g}" for name in shown]
+    figures = [f"{name.replace('_', ' ')} {_figure(progress.metrics[name])}" for name in shown]
     left = progress.total - progress.step
     eta = f", {duration(seconds * left / steps)} left" if steps > 0 and left > 0 else ""
     parts = [progress.stage, f"[{bar}]", f"{progress.step}/{progress.total}", *figures]
     return "  ".join([*parts, f"{duration(seconds)}{eta}"])
+
+
+def _figure(value: float) -> str:
+    """Four digits, or all of a large number's."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:

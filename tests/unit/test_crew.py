@@ -121,18 +121,18 @@ def test_a_worker_that_hangs_loses_its_lease_to_the_others(
     dataset: TrajectoryDataset, source: Accidents, whole: dict[str, bytes], caplog: Any
 ) -> None:
     source.plan("hang")
-    reports, _ = run(dataset, source, lease_seconds=0.5)
+    reports, _ = run(dataset, source, lease_seconds=1.0)
     assert snapshot(dataset.folder) == whole
     assert sum(r.restarts for r in reports) == 1
-    assert "made no teacher step in 0.5 seconds" in caplog.text
+    assert "made no teacher step in 1 seconds" in caplog.text
 
 
 def test_slow_steps_are_life(
     dataset: TrajectoryDataset, source: Accidents, whole: dict[str, bytes]
 ) -> None:
-    slow = Accidents(source.folder, seconds=0.1)
+    slow = Accidents(source.folder, seconds=0.15)
     begun = time.monotonic()
-    reports, _ = run(dataset, slow, lease_seconds=1.0)
+    reports, _ = run(dataset, slow, lease_seconds=1.5)
     assert time.monotonic() - begun > 1.5, "no lease was long enough to expire"
     assert sum(r.restarts for r in reports) == 0 and snapshot(dataset.folder) == whole
 
