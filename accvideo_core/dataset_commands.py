@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import kept_states, teacher_of
+from .arguments import decoder_of, kept_states, teacher_of
 from .errors import AccVideoError
 from .terminal import Terminal
 
 if TYPE_CHECKING:
     from .conditioning import Prompt
     from .models.loading import Teacher
+    from .trajectories.stats import DatasetStats
     from .trajectories.store import TrajectoryDataset
     from .trajectories.verify import Fault
 
@@ -74,12 +75,20 @@ def verify(args: Namespace) -> int:
 
 def stats(args: Namespace) -> None:
     """Measure a dataset; with --out also write a page with previews."""
+    from .evaluate.trajectory_report import facts, write_dataset_page
     from .trajectories.stats import dataset_stats
 
     dataset = _opened(args.dataset)
+    decode = decoder_of(args, dataset)
+    if decode is None:
+        note = f"clips are not decoded; give the --teacher ({dataset.info.teacher_source}) for that"
+        print(note, file=sys.stderr)
     with Terminal(sys.stderr) as terminal:
-        measured = dataset_stats(dataset, None, terminal)
-    print(measured)
+        found = dataset_stats(dataset, decode, args.samples, terminal)
+    for name, text in {**facts(dataset, found), **_figures(found)}.items():
+        print(f"{name:15}{text}")
+    if args.out is not None:
+        print(f"{'page':15}{write_dataset_page(dataset, found, args.out, decode)}")
 
 
 def merge(args: Namespace) -> None:
@@ -156,6 +165,22 @@ def _shown(dataset: TrajectoryDataset, content: bool) -> list[Fault]:
     return faults
 
 
+def _figures(found: DatasetStats) -> dict[str, str]:
+    """What was measured, in words."""
+    words = found.words
+    named = {
+        "prompt lengths": f"{words[0]} to {words[-1]} words, median {words[len(words) // 2]}",
+        "same texts": ", ".join(f"{text!r} {count} times" for text, count in found.same_text[:5]),
+        "measured": f"{found.clips} records",
+        "same clips": f"{len(found.same_clip)} pairs" if found.same_clip else "",
+    }
+    spreads = {**({"bend": found.bend} if found.bend else {}), **found.figures}
+    named |= {
+        name: f"{x.mean:.4g}, from {x.low:.4g} to {x.high:.4g}" for name, x in spreads.items()
+    }
+    return {name: text for name, text in named.items() if text}
+
+
 def _negative(
     args: Namespace, dataset: TrajectoryDataset, teacher: Teacher, faults: list[Fault]
 ) -> Prompt | None:
@@ -214,7 +239,7 @@ def _verify(parser: ArgumentParser, teacher: Callable[[ArgumentParser], None]) -
 def _stats(parser: ArgumentParser, teacher: Callable[[ArgumentParser], None]) -> None:
     parser.add_argument("dataset", type=Path, help="dataset folder")
     parser.add_argument("--out", type=Path, help="folder for an HTML page with previews")
-    parser.add_argument("--samples", type=int, default=64, help="records to decode (64)")
+    parser.add_argument("--samples", type=int, default=64, help="records to read states of (64)")
     teacher(parser)
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from accvideo_core.cli import main
 from accvideo_core.conditioning import Prompt
@@ -23,8 +24,21 @@ from tests.analytic import condition, gaussian_model
 WORDS = ["cat", "dog", "red cat", "red dog", "bird", "fish"]
 
 
+class SmallVAE:
+    """Grey frames: a latent pixel is one of 8 x 8, a latent frame (but the first) is 4."""
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        grey = x[:, :1].repeat_interleave(8, 3).repeat_interleave(8, 4)
+        video = torch.cat([grey[:, :, :1], grey[:, :, 1:].repeat_interleave(4, 2)], dim=2)
+        return (video / 8 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1).repeat(1, 1, 1, 1, 3)
+
+
 class SmallTeacher(Teacher):
     """The closed-form teacher, with a text encoder that says the same of every text."""
+
+    @property
+    def vae(self):
+        return SmallVAE()
 
     def encode_prompts(self, texts, guidance=None):
         return [Prompt.of(text, condition()) for text in texts]
@@ -96,6 +110,29 @@ def test_repair_wants_the_teacher_that_recorded(
     assert main(["dataset", "verify", "clips", "--repair"]) == 2
     assert "accvideo dataset: dataset 'clips' was recorded from" in capsys.readouterr().err
     assert snapshot(clips.folder) == before
+
+
+def test_stats_are_printed_and_make_a_page(
+    capsys, clips: TrajectoryDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["dataset", "stats", "clips", "--out", "page", "--samples", "4"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["records"].startswith("6 of 6 prompts") and said["measured"] == "4 records"
+    assert said["prompt"] == "lengths 1 to 2 words, median 1"
+    assert said["motion"].count(" to ") == 1 and "MB a record" in said["storage"]
+    facts = json.loads(Path("page/stats.json").read_text())
+    assert facts["records"] == 6 and facts["figures"]["saturation"]["mean"] == 0  # grey frames
+    assert said["page"] == "page/index.html"
+    assert len(list(Path("page/previews").glob("*.mp4"))) == 6
+    # Another teacher decodes nothing, and is an error when it was asked for.
+    other = SmallTeacher(gaussian_model(std=0.3), Path())
+    monkeypatch.setattr(loading, "load_teacher", lambda *_args, **_options: other)
+    assert main(["dataset", "stats", "clips"]) == 0
+    out, err = capsys.readouterr()
+    assert "clips are not decoded; give the --teacher (analytic)" in err
+    assert "latent motion" in out and "saturation" not in out
+    assert main(["dataset", "stats", "clips", "--teacher", "x"]) == 2
+    assert "name its own teacher" in capsys.readouterr().err
 
 
 def test_merge_subset_and_split(capsys, clips: TrajectoryDataset) -> None:
