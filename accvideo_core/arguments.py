@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from .errors import AccVideoError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .conditioning import Prompt
     from .distill.student import Student
     from .flow import Times
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .models.source import TeacherSource
     from .sampling import HasVelocity, SamplePlan
     from .trajectories.prompts import PromptEntry
+    from .trajectories.store import TrajectoryDataset
 
 
 def teacher_of(args: Namespace, dtype_name: str | None = None) -> Teacher:
@@ -142,6 +145,24 @@ def whole_number(text: str) -> int:
         raise AccVideoError(
             f"{text!r} is not a whole number; write numbers like 10 or 0,25,50"
         ) from None
+
+
+def decoder_of(args: Namespace, dataset: TrajectoryDataset) -> Callable[[Tensor], Tensor] | None:
+    """How to decode a dataset's states: by its teacher's VAE, or None without that teacher.
+
+    Raises:
+        AccVideoError: a teacher was named, and it is not the dataset's.
+    """
+    teacher = teacher_of(args)
+    if teacher.model.fingerprint == dataset.info.teacher:
+        spec, frames = dataset.info.latent_spec, dataset.info.frames
+        return lambda latents: teacher.vae.decode(spec.crop(latents, frames))
+    if args.teacher is None:
+        return None
+    raise AccVideoError(
+        f"dataset {dataset.folder.name!r} was recorded from teacher {dataset.info.teacher} and "
+        f"not from {teacher.model.source} ({teacher.model.fingerprint}); name its own teacher"
+    )
 
 
 def guidance_of(args: Namespace, teacher: Teacher) -> tuple[Prompt | None, Cfg]:

@@ -212,6 +212,11 @@ def _export(parser: argparse.ArgumentParser) -> None:
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="dataset, run, teacher, or student file")
     parser.add_argument("--verify", action="store_true", help="read everything and check it")
+    parser.add_argument(
+        "--record", help="of a dataset: an id, its beginning, a number, or first or last"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the record's pictures and curves")
+    _teacher(parser)
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:

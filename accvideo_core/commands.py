@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import (
+    decoder_of,
     guidance_of,
     kept_states,
     plan_of,
@@ -194,7 +195,25 @@ def inspect(args: Namespace) -> None:
     """Say what something is."""
     from .inspection import describe
 
+    if args.record is not None:
+        _inspect_record(args)
+        return
     print(describe(args.path, args.verify))
+
+
+def _inspect_record(args: Namespace) -> None:
+    """Pictures and curves of one record of a dataset."""
+    from .evaluate.trajectory_report import write_record
+    from .trajectories.stats import chosen_record
+    from .trajectories.store import TrajectoryDataset
+
+    if args.out is None:
+        raise AccVideoError("--record needs a folder for its pictures; give --out FOLDER")
+    dataset = TrajectoryDataset.open(args.path)
+    trajectory = dataset.read(chosen_record(dataset, args.record))
+    text = dataset.prompt(trajectory.prompt_id).text
+    for path in write_record(trajectory, args.out, decoder_of(args, dataset), text):
+        print(path)
 
 
 def compare(args: Namespace) -> None:

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
+from .inspect import AccVideoInspectTrajectory
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
 from .student import AccVideoExportStudent, AccVideoLoadStudent, AccVideoSaveStudent
 from .teacher import (
@@ -24,6 +25,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoEncodePrompts,
     AccVideoRecordTrajectories,
     AccVideoLoadDataset,
+    AccVideoInspectTrajectory,
     AccVideoDistill,
     AccVideoAdversarialTune,
     AccVideoSaveStudent,

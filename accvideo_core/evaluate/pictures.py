@@ -39,6 +39,7 @@ _COLOURS = (
 )
 _TERMS = ("trajectory", "generator", "discriminator")
 _MARGIN = 12
+Line = list[tuple[float, float]]
 _GAP = 3  # pixels between the frames of a clip
 
 
@@ -97,8 +98,6 @@ def loss_curves(
     Raises:
         AccVideoError: a file is missing or holds no figures of that name.
     """
-    from PIL import Image, ImageDraw
-
     named = runs if isinstance(runs, Mapping) else {path.parent.name: path for path in runs}
     series = {label: _read_metrics(Path(path)) for label, path in named.items()}
     found = sorted({key for figures in series.values() for key in figures})
@@ -110,25 +109,44 @@ def loss_curves(
             f"the metrics hold no {', '.join(missing) or 'loss'} to draw; "
             f"they hold {', '.join(found) or 'nothing'}"
         )
-    columns = min(2, len(chosen))
-    colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(series)}
-    places, header = _legend(list(series), _PANEL[0] * columns)
-    size = (_PANEL[0] * columns, header + _PANEL[1] * -(-len(chosen) // columns))
+    return panels(
+        {
+            f"{key if 'loss' in key else f'{key} loss'} by step": {
+                label: figures[key] for label, figures in series.items() if key in figures
+            }
+            for key in chosen
+        },
+        list(series),
+    )
+
+
+def panels(figures: Mapping[str, Mapping[str, Line]], labels: Sequence[str]) -> Image:
+    """Panels of lines, two beside one another, and one legend for all of them.
+
+    Args:
+        figures: heading -> label -> points (x, y). A line of more than 40 points is drawn pale,
+            and its running mean over it.
+        labels: of the legend, which gives each its colour.
+    """
+    from PIL import Image, ImageDraw
+
+    columns = min(2, len(figures))
+    colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(labels)}
+    places, header = _legend(labels, _PANEL[0] * columns)
+    size = (_PANEL[0] * columns, header + _PANEL[1] * -(-len(figures) // columns))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for label, (x, y) in places.items():
         draw.line([(x, y), (x + 40, y)], fill=colours[label], width=8)
         draw.text((x + 52, y), label, fill=_INK, font=_font(26), anchor="lm")
-    for i, key in enumerate(chosen):
+    for i, (heading, lines) in enumerate(figures.items()):
         corner = (_PANEL[0] * (i % columns), header + _PANEL[1] * (i // columns))
-        lines = {label: figures[key] for label, figures in series.items() if key in figures}
-        _Panel.around(lines, corner).draw(draw, key, lines, colours)
+        _Panel.around(lines, corner).draw(draw, heading, lines, colours)
     return sheet.resize((size[0] // 2, size[1] // 2), Image.Resampling.LANCZOS)
 
 
 # Curves are drawn at twice the size and reduced, which smooths them.
 _PANEL = (1120, 600)
-Line = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +193,14 @@ class _Panel:
             y = self.point(self.left, value)[1]
             draw.line([(x0, y), (x1, y)], fill=_PALE, width=2)
             draw.text((x0 - 12, y), f"{value:.3g}", fill=_INK, font=small, anchor="rm")
-        for step in (step for step in _nice(self.left, self.right, 5) if step == round(step)):
+        whole = self.right - self.left >= 2  # steps have no fractions, times do
+        for step in _nice(self.left, self.right, 5):
+            if whole and step != round(step):
+                continue
             x = self.point(step, self.low)[0]
             draw.text((x, y1 + 10), f"{step:g}", fill=_INK, font=small, anchor="ma")
         draw.rectangle(self.box, outline=(150, 150, 150), width=2)
-        name = title if "loss" in title else f"{title} loss"
-        draw.text((x0, y0 - 40), f"{name} by step", fill=_INK, font=_font(28))
+        draw.text((x0, y0 - 40), title, fill=_INK, font=_font(28))
         for label, line in lines.items():
             self._curve(draw, line, tuple(200 + c // 5 for c in colours[label]), 2)
         for label, line in lines.items():
