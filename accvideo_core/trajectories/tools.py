@@ -98,8 +98,7 @@ def merge(
     parts: list[_Part] = []
     prompts: dict[str, TrajectoryDataset] = {}
     records: dict[str, TrajectoryDataset] = {}
-    for number, dataset in enumerate(datasets):
-        monitor(Progress("compare", number, len(datasets)))
+    for number, dataset in enumerate(datasets, start=1):
         ids, groups = [head.id for head in _heads(dataset)], dataset.batches()
         listed = [*_ids(groups), *_negative(dataset)]
         for id in ids:
@@ -112,6 +111,7 @@ def merge(
         parts.append(_Part(dataset, [id for id in ids if id not in records], _filled(new)))
         prompts = dict.fromkeys(listed, dataset) | prompts
         records = dict.fromkeys(ids, dataset) | records
+        monitor(Progress("compare", number, len(datasets)))
     samples = max(dataset.samples_per_prompt for dataset in datasets)
     return _make(out, info, parts, samples, {"made_by": "merge"}, monitor)
 
