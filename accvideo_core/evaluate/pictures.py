@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _INK = (30, 30, 30)
 _PALE = (225, 225, 225)
+_MARK = (240, 196, 140)
 _COLOURS = (
     (31, 119, 180),
     (214, 39, 40),
@@ -120,13 +121,16 @@ def loss_curves(
     )
 
 
-def panels(figures: Mapping[str, Mapping[str, Line]], labels: Sequence[str]) -> Image:
+def panels(
+    figures: Mapping[str, Mapping[str, Line]], labels: Sequence[str], marks: Sequence[float] = ()
+) -> Image:
     """Panels of lines, two beside one another, and one legend for all of them.
 
     Args:
         figures: heading -> label -> points (x, y). A line of more than 40 points is drawn pale,
             and its running mean over it.
         labels: of the legend, which gives each its colour.
+        marks: places on the x axis that every panel shows as upright lines.
     """
     from PIL import Image, ImageDraw
 
@@ -141,7 +145,7 @@ def panels(figures: Mapping[str, Mapping[str, Line]], labels: Sequence[str]) -> 
         draw.text((x + 52, y), label, fill=_INK, font=_font(26), anchor="lm")
     for i, (heading, lines) in enumerate(figures.items()):
         corner = (_PANEL[0] * (i % columns), header + _PANEL[1] * (i // columns))
-        _Panel.around(lines, corner).draw(draw, heading, lines, colours)
+        _Panel.around(lines, corner, marks).draw(draw, heading, lines, colours, marks)
     return sheet.resize((size[0] // 2, size[1] // 2), Image.Resampling.LANCZOS)
 
 
@@ -161,8 +165,10 @@ class _Panel:
     box: tuple[int, int, int, int]  # x0, y0, x1, y1
 
     @classmethod
-    def around(cls, lines: Mapping[str, Line], corner: tuple[int, int]) -> _Panel:
-        steps = [step for line in lines.values() for step, _ in line]
+    def around(
+        cls, lines: Mapping[str, Line], corner: tuple[int, int], marks: Sequence[float] = ()
+    ) -> _Panel:
+        steps = [*marks, *(step for line in lines.values() for step, _ in line)]
         values = [value for line in lines.values() for _, value in line]
         low, high = min(values), max(values)
         log = low > 0 and high > 2 * low
@@ -186,6 +192,7 @@ class _Panel:
         title: str,
         lines: Mapping[str, Line],
         colours: Mapping[str, tuple[int, int, int]],
+        marks: Sequence[float] = (),
     ) -> None:
         small = _font(24)
         x0, y0, x1, y1 = self.box
@@ -201,6 +208,8 @@ class _Panel:
             draw.text((x, y1 + 10), f"{step:g}", fill=_INK, font=small, anchor="ma")
         draw.rectangle(self.box, outline=(150, 150, 150), width=2)
         draw.text((x0, y0 - 40), title, fill=_INK, font=_font(28))
+        for x in (self.point(mark, self.low)[0] for mark in marks):
+            draw.line([(x, y0), (x, y1)], fill=_MARK, width=3)
         for label, line in lines.items():
             self._curve(draw, line, tuple(200 + c // 5 for c in colours[label]), 2)
         for label, line in lines.items():

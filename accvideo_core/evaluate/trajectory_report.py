@@ -18,7 +18,7 @@ from ..files import write_bytes, write_json
 from ..trajectories.stats import DatasetStats, Decode, RecordCurves, Spread, predicted_clean
 from ..trajectories.stats import record_curves as curves_of
 from ..video import write_video
-from .pictures import Line, contact_sheet, panels
+from .pictures import contact_sheet, panels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PAPER_WORDS = (100, 150)
 """Where most of SynVid's prompt lengths lie (AccVideo, Fig. 9; the unit is not stated there)."""
 PREVIEW_SIZE = 192
+TRAJECTORY = "between kept states (upright lines: key times)"
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; color: #1e1e1e; }
@@ -58,19 +59,18 @@ def record_sheet(
 
 
 def record_plot(curves: RecordCurves) -> Image:
-    """Speed, change per step and straightness against time, with marks at the key times."""
+    """Speed, change per step and straightness against time; upright lines are the key times."""
     middles = [(a + b) / 2 for a, b in zip(curves.times, curves.times[1:], strict=False)]
-    figures: dict[str, dict[str, Line]] = {}
-    for heading, values in (
-        ("|v|, root mean square, by time", curves.speed),
-        ("change per step, root mean square, by time", curves.change),
-        ("cosine to the straight path, by time", curves.cosine),
-    ):
-        points = sorted(zip(middles, values, strict=True))
-        lowest = min(values)
-        marks = sorted((t, lowest) for t in curves.times)
-        figures[heading] = {"trajectory": points, "key times": marks}
-    return panels(figures, ["trajectory", "key times"])
+    headings = {
+        "|v|, root mean square, by time": curves.speed,
+        "change per step, root mean square, by time": curves.change,
+        "cosine to the straight path, by time": curves.cosine,
+    }
+    lines = {
+        heading: {TRAJECTORY: sorted(zip(middles, values, strict=True))}
+        for heading, values in headings.items()
+    }
+    return panels(lines, [TRAJECTORY], curves.times)
 
 
 def write_record(

@@ -20,6 +20,7 @@ from ..errors import AccVideoError
 from ..flow import Times, predict_x0
 from ..latents import key_generator
 from ..monitor import Monitor, Progress, silent
+from .listing import read_listing
 from .store import Trajectory, TrajectoryDataset
 
 Decode = Callable[[Tensor], Tensor]
@@ -136,7 +137,8 @@ def dataset_stats(
     headers = dataset.headers()
     if not headers:
         raise AccVideoError(f"dataset {dataset.folder.name!r} holds no records; record some first")
-    texts = [prompt.text for prompt in dataset.prompts()]
+    listing = read_listing(dataset.folder)
+    texts = [listing.texts.get(id, "") for id in listing.ids()]
     shared = Counter(text for text in texts if text)
     counts = Counter(header.prompt_id for header in headers)
     rounding = [header.rounding for header in headers if header.rounding is not None]

@@ -1,0 +1,44 @@
+"""Looking into a recorded trajectory in a real server."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from scripts.comfyui.client import ComfyClient, NodeFailed, Prompt
+from scripts.comfyui.server import ROOT
+
+SMOKE: Prompt = json.loads((ROOT / "workflows" / "api" / "smoke_line.json").read_text())
+
+
+def inspected(**inputs: Any) -> Prompt:
+    """The smoke line up to its dataset, and one of its records."""
+    prompt = copy.deepcopy({n: e for n, e in SMOKE.items() if int(n) <= 4})
+    given = {"model": ["1", 0], "dataset": ["4", 0], "index": 0, "frames": 2, **inputs}
+    return {
+        **prompt,
+        "20": {"class_type": "AccVideoInspectTrajectory", "inputs": given},
+        "21": {"class_type": "PreviewImage", "inputs": {"images": ["20", 0]}},
+        "22": {"class_type": "PreviewImage", "inputs": {"images": ["20", 1]}},
+        "23": {"class_type": "PreviewAny", "inputs": {"source": ["20", 2]}},
+    }
+
+
+def test_states_and_curves_are_shown(comfy_client: ComfyClient) -> None:
+    outputs = comfy_client.run(inspected()).outputs
+    for node in ("21", "22"):
+        (image,) = outputs[node]["images"]
+        with Image.open(io.BytesIO(comfy_client.view(image))) as picture:
+            assert min(picture.size) > 200
+    (text,) = outputs["23"]["text"]
+    assert "key times: 1.0000, " in text and "bend: " in text
+
+
+def test_a_record_that_is_not_there_is_named(comfy_client: ComfyClient) -> None:
+    with pytest.raises(NodeFailed, match="has no record 8; give a number from 0 to 7"):
+        comfy_client.run(inspected(index=8))
