@@ -60,14 +60,31 @@ class Teacher:
     negative: Prompt | None = None
 
 
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {
+    "": time.perf_counter,
+    ", CPU of the computing thread": time.thread_time,
+    ", CPU of all threads": time.process_time,
+}
+"""Wall clock, and what other programs on the machine disturb less."""
+
+
+def now() -> list[float]:
+    return [clock() for clock in CLOCKS.values()]
+
+
+def since(begun: list[float]) -> list[float]:
+    return [b - a for a, b in zip(begun, now(), strict=True)]
+
+
 @torch.no_grad()
-def bare(teacher: Teacher) -> float:
+def bare(teacher: Teacher) -> list[float]:
     """Seconds of the sampling loop alone, over the batches that record() computes."""
     prompts, spec = teacher.prompts, teacher.spec
     info = dataset_info(teacher.model, prompts, spec, teacher.negative)
     against = teacher.negative and teacher.negative.condition
     model = guided(teacher.model, against, info.cfg)
-    begun = time.perf_counter()
+    begun = now()
     for first in range(0, len(prompts), spec.batch_size):
         batch = prompts[first : first + spec.batch_size]
         cond = Condition.cat([p.condition for p in batch]).to(model.device, model.dtype)
@@ -78,7 +95,7 @@ def bare(teacher: Teacher) -> float:
 
         for x in euler_states(velocity, noise.to(model.device), info.time_grid):
             x.flatten()[0].item()  # a sampler that shows its progress waits for every step
-    return time.perf_counter() - begun
+    return since(begun)
 
 
 @contextlib.contextmanager
@@ -98,35 +115,35 @@ def clocked_writes() -> Iterator[list[float]]:
         TrajectoryDataset.write = write  # type: ignore[method-assign]
 
 
-def recorded(teacher: Teacher) -> tuple[float, float, int]:
+def recorded(teacher: Teacher) -> tuple[list[float], float, int]:
     """Seconds of record() into a prepared folder, of the writes meanwhile, and bytes written."""
     with tempfile.TemporaryDirectory() as folder, clocked_writes() as writes:
         given = (teacher.model, teacher.prompts, teacher.spec, Path(folder) / "d")
         prepare(*given, teacher.negative)  # once for a dataset of any size
-        begun = time.perf_counter()
+        begun = now()
         dataset = record(*given, negative=teacher.negative)
-        seconds = time.perf_counter() - begun
+        seconds = since(begun)
         return seconds, sum(writes), sum(head.size for head in dataset.headers())
 
 
 def overhead(teacher: Teacher, repeats: int) -> Result:
     """record() against the bare loop."""
-    recorded(teacher), bare(teacher)
-    ratios, writing = [], []
+    written = recorded(teacher)[2]
+    bare(teacher)
+    pairs = []
     for number in range(repeats):
         # The side that goes first changes, so that a drift of the machine favours neither.
         if number % 2:
-            seconds, loop = recorded(teacher), bare(teacher)
+            ours, loop = recorded(teacher), bare(teacher)
         else:
-            loop, seconds = bare(teacher), recorded(teacher)
-        ratios.append(seconds[0] / loop)
-        writing.append(seconds[1] / loop)
-    return {
-        "record / bare loop": statistics.median(ratios),
-        "writing / bare loop": statistics.median(writing),
-        "bare loop, s": loop,
-        "MB written": seconds[2] / 1e6,
+            loop, ours = bare(teacher), recorded(teacher)
+        pairs.append((ours, loop))
+    result: Result = {
+        f"record / bare loop{name}": statistics.median(a[0][i] / b[i] for a, b in pairs)
+        for i, name in enumerate(CLOCKS)
     }
+    result["background writes / bare loop"] = statistics.median(a[1] / b[0] for a, b in pairs)
+    return {**result, "bare loop, s": pairs[-1][1][0], "MB written": written / 1e6}
 
 
 def tiny_teacher(count: int) -> Teacher:
@@ -332,7 +349,7 @@ def main() -> None:
         print(name, flush=True)
         for what, value in results[name].items():
             shown = f"{value:.3f}" if isinstance(value, float) else value
-            print(f"  {what:34}{shown:>12}", flush=True)
+            print(f"  {what:48}{shown:>12}", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
