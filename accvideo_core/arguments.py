@@ -7,14 +7,14 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .errors import AccVideoError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .conditioning import Prompt
+    from .conditioning import AnyPrompt, Prompt
     from .distill.student import Student
     from .flow import Times
     from .guidance import Cfg
@@ -63,6 +63,17 @@ def prompts_of(args: Namespace, teacher: Teacher, plan: SamplePlan | None = None
 
     `plan` has the videos' size, for prompts with images; None is the one that `args` ask for.
     """
+    return cast("list[Prompt]", _encoded(args, teacher, plan, later=False))
+
+
+def late_prompts_of(args: Namespace, teacher: Teacher, plan: SamplePlan) -> list[AnyPrompt]:
+    """As `prompts_of`, but texts are encoded when they are needed, for any number of them."""
+    return _encoded(args, teacher, plan, later=True)
+
+
+def _encoded(
+    args: Namespace, teacher: Teacher, plan: SamplePlan | None, later: bool
+) -> list[AnyPrompt]:
     from .trajectories.prompts import encode_entries, too_long_notes
 
     entries, notes = _entries_of(args)
@@ -73,7 +84,7 @@ def prompts_of(args: Namespace, teacher: Teacher, plan: SamplePlan | None = None
     if any(entry.image is not None for entry in entries):
         plan = plan or plan_of(args, teacher)
         size = plan.frames, plan.height, plan.width
-    encoded = encode_entries(teacher, entries, size, getattr(args, "guidance", None))
+    encoded = encode_entries(teacher, entries, size, getattr(args, "guidance", None), later)
     for note in (*notes, *encoded.notes):
         print(f"accvideo {args.command}: {note}", file=sys.stderr)
     return list(encoded.prompts)
@@ -136,6 +147,15 @@ def plan_of(args: Namespace, teacher: Teacher, student: Student | None = None) -
 def kept_states(text: str) -> tuple[int, ...] | int:
     numbers = [whole_number(part) for part in text.split(",")]
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def numbers_of(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise AccVideoError(
+            f"{text!r} are not numbers with commas between them; write them like 1,0.9,0.5,0"
+        ) from None
 
 
 def whole_number(text: str) -> int:

@@ -103,12 +103,13 @@ def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         default="10",
-        help='which states to keep: m for every n/m-th, or indices like "0,25,50" (10)',
+        help='which states to keep: m for every n/m-th, indices like "0,25,50", or all (10)',
     )
     parser.add_argument("--store", default="bfloat16", help="dtype on disk (bfloat16)")
     parser.add_argument("--guidance", type=float, help="embedded guidance (the family's)")
     parser.add_argument("--batch", type=int, default=8, help="records at once (8)")
     parser.add_argument("--shift", type=float, help="shift of the time grid (the family's)")
+    parser.add_argument("--times", help='the time grid itself, such as "1,0.9,0.5,0"')
     _cfg(parser)
     _cluster(parser)
 

@@ -14,6 +14,8 @@ from .arguments import (
     decoder_of,
     guidance_of,
     kept_states,
+    late_prompts_of,
+    numbers_of,
     plan_of,
     prompts_of,
     sampling_of,
@@ -25,7 +27,7 @@ from .errors import AccVideoError
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from .conditioning import Prompt
+    from .conditioning import AnyPrompt, Prompt
     from .distill.recipes import Recipe
     from .distill.student import Student
     from .guidance import Guided
@@ -91,7 +93,7 @@ def _prepared(args: Namespace) -> tuple[TrajectoryDataset, list[Batch]]:
     return dataset, batches
 
 
-def _recording(args: Namespace) -> tuple[VideoModel, list[Prompt], RecordSpec, Prompt | None]:
+def _recording(args: Namespace) -> tuple[VideoModel, list[AnyPrompt], RecordSpec, Prompt | None]:
     """The teacher's network, prompts, settings and negative prompt that `record` is asked for."""
     from .trajectories.record import RecordSpec
 
@@ -105,14 +107,15 @@ def _recording(args: Namespace) -> tuple[VideoModel, list[Prompt], RecordSpec, P
         samples_per_prompt=args.samples,
         seed=args.seed,
         steps=args.steps,
-        kept=kept_states(args.keep),
+        kept="all" if args.keep == "all" else kept_states(args.keep),
         batch_size=args.batch,
         dtype=args.store,
         guidance=args.guidance,
         cfg=cfg,
         shift=args.shift,
+        times=None if args.times is None else numbers_of(args.times),
     )
-    return teacher.model, prompts_of(args, teacher), spec, negative
+    return teacher.model, late_prompts_of(args, teacher, plan), spec, negative
 
 
 def distill(args: Namespace) -> None:

@@ -7,7 +7,7 @@ image's latents; L_i, D_i tokens of an image encoder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -133,14 +133,42 @@ class Prompt:
     text: str
     condition: Condition
 
+    @property
+    def guidance(self) -> float | None:
+        """The embedded guidance that it carries."""
+        given = self.condition.guidance
+        return None if given is None else float(given[0])
+
     @classmethod
     def of(cls, text: str, condition: Condition) -> Prompt:
         """The id follows from the text; from the condition's values where the text does not say
         all, because there is none or because there is an image.
         """
         told = text and condition.image is None
-        name = hashlib.sha256(text.encode()).hexdigest() if told else condition.fingerprint()
-        return cls(name[:16], text, condition.trim())
+        name = text_id(text) if told else condition.fingerprint()[:16]
+        return cls(name, text, condition.trim())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatePrompt:
+    """A prompt that is encoded when its condition is asked for: a hundred thousand of them fit."""
+
+    id: str
+    text: str
+    guidance: float | None
+    make: Callable[[], Condition]
+
+    @property
+    def condition(self) -> Condition:
+        return self.make()
+
+
+AnyPrompt = Prompt | LatePrompt
+
+
+def text_id(text: str) -> str:
+    """The id of a prompt that is a text and no more."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _pad(x: Tensor, length: int) -> Tensor:

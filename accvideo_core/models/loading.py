@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..conditioning import Prompt
+from ..conditioning import Condition, LatePrompt, Prompt, text_id
 from ..errors import AccVideoError
 from .building import Network
 from .checkpoint import open_checkpoint
@@ -27,6 +28,8 @@ from .vae_file import load_vae, vae_config
 from .video_model import Family, VideoModel
 
 PROMPTS_AT_ONCE = 16
+PROMPTS_HELD = 256
+"""Encoded prompts in memory; one takes up to 8 MB."""
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +66,27 @@ class Teacher:
                     prompts.append(Prompt.of(text, condition.with_guidance(scale)))
             pipeline.to("cpu")  # the encoders of a large model would crowd the network out
         return prompts
+
+    def encode_later(self, texts: Sequence[str], guidance: float | None = None) -> list[LatePrompt]:
+        """`encode_prompts`, when conditions are asked for; some hundreds are held at a time.
+
+        Ask in order: what has been left behind is encoded again.
+        """
+        scale = self.model.family.guidance if guidance is None else guidance
+        held: dict[int, list[Prompt]] = {}
+
+        def condition(index: int) -> Condition:
+            group, row = divmod(index, PROMPTS_HELD)
+            if group not in held:
+                held.clear()
+                start = group * PROMPTS_HELD
+                held[group] = self.encode_prompts(texts[start : start + PROMPTS_HELD], guidance)
+            return held[group][row].condition
+
+        return [
+            LatePrompt(text_id(text), text, scale, partial(condition, index))
+            for index, text in enumerate(texts)
+        ]
 
     @property
     def has_text_encoders(self) -> bool:

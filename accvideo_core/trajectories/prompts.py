@@ -22,7 +22,7 @@ from ..images import fitted, read_image
 from .prompt_files import Contents, PromptEntry, counted, listed, read_entries
 
 if TYPE_CHECKING:
-    from ..conditioning import Prompt
+    from ..conditioning import AnyPrompt, Prompt
     from ..models.loading import Teacher
 
 TOKENS_PER_WORD = 4 / 3
@@ -44,7 +44,7 @@ class PromptList:
 class PromptEncoding:
     """Encoded prompts, no two with the same id, and a sentence on everything that was left out."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[AnyPrompt, ...]
     notes: tuple[str, ...]
 
 
@@ -135,6 +135,7 @@ def encode_entries(
     entries: Sequence[PromptEntry],
     size: tuple[int, int, int] | None = None,
     guidance: float | None = None,
+    later: bool = False,
 ) -> PromptEncoding:
     """Entries as prompts of the teacher, those with an image by its image encoders.
 
@@ -146,21 +147,24 @@ def encode_entries(
         size: (frames, height, width) of the videos, needed for images: their middle is taken and
             brought to that size.
         guidance: embedded guidance to ask for; None is the family's default.
+        later: encode texts when their conditions are asked for, for any number of them.
 
     Raises:
         AccVideoError: the teacher lacks an encoder or takes no image, or no image can be read.
     """
     told = [entry for entry in entries if entry.image is None]
     shown = [(entry, entry.image) for entry in entries if entry.image is not None]
-    made: dict[PromptEntry, Prompt] = {}
+    made: dict[PromptEntry, AnyPrompt] = {}
     faults: list[str] = []
     if shown:
         if size is None:
             raise AccVideoError("prompts with images need the size of the videos; give it")
-        made, faults = _encode_images(teacher, shown, size, guidance)
+        seen, faults = _encode_images(teacher, shown, size, guidance)
+        made |= seen
     if told:
         texts = [entry.text for entry in told]
-        made |= zip(told, teacher.encode_prompts(texts, guidance), strict=True)
+        encode = teacher.encode_later if later else teacher.encode_prompts
+        made |= zip(told, encode(texts, guidance), strict=True)
     if not made:
         raise AccVideoError(f"none of the {len(shown)} images can be read; {faults[0]}")
     return _encoding([made[entry] for entry in entries if entry in made], faults)
@@ -197,7 +201,7 @@ def _id(text: str, image: Path) -> str:
         return hashlib.sha256(text.encode() + b"\0" + image.read_bytes()).hexdigest()[:16]
 
 
-def _encoding(prompts: Sequence[Prompt], faults: Sequence[str]) -> PromptEncoding:
+def _encoding(prompts: Sequence[AnyPrompt], faults: Sequence[str]) -> PromptEncoding:
     notes = []
     if faults:
         left = counted(len(faults), "image")

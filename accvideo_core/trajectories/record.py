@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from .. import __version__
-from ..conditioning import Prompt
+from ..conditioning import AnyPrompt, Prompt
 from ..errors import AccVideoError
 from ..files import remove_leftovers
 from ..flow import Times, key_indices, validate_times
@@ -117,7 +117,7 @@ class Outcome:
 
 def record(
     model: VideoModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AnyPrompt],
     spec: RecordSpec,
     folder: Path,
     monitor: Monitor = silent,
@@ -147,7 +147,7 @@ def record(
 
 def prepare(
     model: VideoModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AnyPrompt],
     spec: RecordSpec,
     folder: Path,
     negative: Prompt | None = None,
@@ -163,17 +163,14 @@ def prepare(
     dataset = TrajectoryDataset.create(folder, info)
     if negative is not None and info.negative:
         dataset.add_negative(negative)
-    dataset.add_prompts(
-        [Prompt(p.id, p.text, p.condition.with_guidance(info.guidance)) for p in prompts],
-        spec.samples_per_prompt,
-    )
+    dataset.add_prompts(prompts, spec.samples_per_prompt, info.guidance)
     remove_leftovers(dataset.folder)
     return dataset
 
 
 def dataset_info(
     model: VideoModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AnyPrompt],
     spec: RecordSpec,
     negative: Prompt | None = None,
 ) -> DatasetInfo:
@@ -203,7 +200,9 @@ def dataset_info(
     )
 
 
-def plan(dataset: TrajectoryDataset, prompts: Sequence[Prompt] | None, samples: int) -> list[Batch]:
+def plan(
+    dataset: TrajectoryDataset, prompts: Sequence[AnyPrompt] | None, samples: int
+) -> list[Batch]:
     """The batches that hold records of `prompts`: sample 0 of all of them, then sample 1, ...
 
     None is every prompt of the dataset.
@@ -312,12 +311,11 @@ def _kept(kept: tuple[int, ...] | int | str, steps: int) -> tuple[int, ...]:
     return key_indices(steps, kept) if isinstance(kept, int) else tuple(kept)
 
 
-def _guidance(model: VideoModel, prompts: Sequence[Prompt], spec: RecordSpec) -> float | None:
+def _guidance(model: VideoModel, prompts: Sequence[AnyPrompt], spec: RecordSpec) -> float | None:
     """One embedded guidance for the whole dataset."""
     if spec.guidance is not None:
         return float(spec.guidance)
-    carried = [p.condition.guidance for p in prompts]
-    given = {float(g[0]) for g in carried if g is not None}
+    given = {p.guidance for p in prompts if p.guidance is not None}
     if len(given) > 1:
         raise AccVideoError(
             f"the prompts carry different guidance {sorted(given)}; set one for the whole dataset"

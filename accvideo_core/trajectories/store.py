@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..conditioning import Condition, Prompt
+from ..conditioning import AnyPrompt, Condition, Prompt
 from ..errors import AccVideoError
 from ..files import (
     disk_errors,
@@ -235,22 +235,29 @@ class TrajectoryDataset:
         """Add one prompt; the same as `add_prompts` with it alone."""
         self.add_prompts([prompt])
 
-    def add_prompts(self, prompts: Sequence[Prompt], samples: int | None = None) -> None:
+    def add_prompts(
+        self,
+        prompts: Sequence[AnyPrompt],
+        samples: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
         """Add prompts in one go; those that are there already are left as they are.
 
-        `samples` of each are asked for; the most that ever were is remembered. Raises
-        AccVideoError, before anything is written, when a prompt that is there was encoded
-        otherwise.
+        `samples` of each are asked for; the most that ever were is remembered. `guidance` is the
+        embedded one that all are stored with, None their own. Raises AccVideoError, before anything
+        is written, when a prompt that is there was encoded otherwise.
         """
         shared = next((p for p in prompts if self.prompt_path(p.id).exists()), None)
         # One prompt is enough to notice another text encoder, and does not read all of them.
-        if shared and not _alike(shared.condition, self.prompt(shared.id).condition):
+        if shared and not _alike(
+            shared.condition.with_guidance(guidance), self.prompt(shared.id).condition
+        ):
             raise AccVideoError(
                 f"prompt {shared.text or shared.id!r} was encoded otherwise when dataset "
                 f"{self.folder.name!r} was begun; use the same text encoder, or another name"
             )
         for prompt in prompts:
-            self._store_prompt(prompt)
+            self._store_prompt(prompt, guidance)
         # Without the lock two recorders could overwrite each other's addition.
         with locked(self.lock_path):
             listing = read_listing(self.folder)
@@ -308,11 +315,11 @@ class TrajectoryDataset:
     def prompt_path(self, prompt_id: str) -> Path:
         return self.folder / "prompts" / f"{safe_name(prompt_id, 'prompt')}.safetensors"
 
-    def _store_prompt(self, prompt: Prompt) -> None:
+    def _store_prompt(self, prompt: AnyPrompt, guidance: float | None = None) -> None:
         path = self.prompt_path(prompt.id)
         if not path.exists():
-            meta = {"id": prompt.id, "text": prompt.text}
-            write_safetensors(path, prompt.condition.tensors(), meta)
+            condition = prompt.condition.with_guidance(guidance)
+            write_safetensors(path, condition.tensors(), {"id": prompt.id, "text": prompt.text})
 
     def _read(self, id: str) -> Trajectory:
         """One record, read in full and checked."""

@@ -212,6 +212,17 @@ def test_guidance_of_the_teacher_is_recorded_with_its_negative_prompt(capsys):
     assert main(plain) == 2 and "cannot be continued with negative" in last_error(capsys)
 
 
+def test_any_times_and_all_states_can_be_recorded(capsys):
+    words = ["record", "timed", *SIZE, "--prompt", "x", "--times", "1,0.8,0.3,0", "--keep", "all"]
+    assert main(words) == 0
+    info = TrajectoryDataset.open(Path("timed")).info
+    assert info.times == (1.0, 0.8, 0.3, 0.0) == info.time_grid
+    assert main([*words, "--steps", "3"]) == 2
+    assert "steps is 3 beside times, which say it all" in last_error(capsys)
+    assert main([*words[:-3], "1,x", "--keep", "all"]) == 2
+    assert "'1,x' are not numbers" in last_error(capsys)
+
+
 def test_inspect_verify_finds_a_flipped_byte(capsys):
     assert record() == 0
     path = next(Path("clips/records").rglob("*.safetensors"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from accvideo_core.conditioning import Condition, Prompt
+from accvideo_core.conditioning import Condition, LatePrompt, Prompt, text_id
 from accvideo_core.errors import AccVideoError
 
 
@@ -87,3 +89,16 @@ def test_errors():
         Condition.cat([])
     with pytest.raises(AccVideoError, match="different models"):
         Condition.cat([make(3), Condition(torch.ones(1, 3, 3))])
+
+
+def test_late_prompts_are_encoded_when_they_are_asked_and_not_before():
+    made: list[int] = []
+
+    def encode(index: int) -> Condition:
+        made.append(index)
+        return make(3, seed=index)
+
+    late = [LatePrompt(text_id(f"{i}"), f"{i}", 6.0, partial(encode, i)) for i in range(3)]
+    assert [prompt.id for prompt in late] == [Prompt.of(f"{i}", make(3)).id for i in range(3)]
+    assert made == [] and late[1].guidance == 6.0
+    assert torch.equal(late[1].condition.text, make(3, seed=1).text) and made == [1]

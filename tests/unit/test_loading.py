@@ -211,3 +211,25 @@ def test_nothing_is_unpickled(broken: Path):
     (broken / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(AccVideoError, match="holds no weights"):
         load_teacher(broken)
+
+
+def test_later_prompts_are_the_same_and_few_are_held(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("accvideo_core.models.loading.PROMPTS_HELD", 2)
+    teacher = load_teacher(folder)
+    texts = ["a red circle", "a blue square", "a red square", "a blue circle", "a circle"]
+    calls: list[int] = []
+    encode = teacher.encode_prompts
+
+    def counted(texts, guidance=None):
+        calls.append(len(texts))
+        return encode(texts, guidance)
+
+    monkeypatch.setattr(teacher, "encode_prompts", counted)
+    late = teacher.encode_later(texts)
+    assert calls == []
+    at_once = encode(texts)
+    assert [p.id for p in late] == [p.id for p in at_once]
+    for one, other in zip(late, at_once, strict=True):
+        assert torch.allclose(one.condition.text, other.condition.text, atol=1e-6)
+        assert one.guidance == other.guidance == 6.0
+    assert calls == [2, 2, 1]
