@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 LOCAL = "local"
 _STORE_BYTES = 100 * 2**20
 """Of Ray's object store, through which only plans and counts go."""
+_JOIN_SECONDS = 60.0
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +120,48 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    local = cluster.address == LOCAL
-    cpus = max(os.cpu_count() or 1, (cluster.workers or 1) * cluster.threads)
-    start = {"num_cpus": cpus, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
     # Ray's own lines would run through the progress line.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(cluster.address, **quiet, **(start if local else {}))
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        remedy = "see whether Ray runs here" if local else "start it there with `ray start --head`"
+        (_start if cluster.address == LOCAL else _join)(ray, cluster)
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AccVideoError(
-            f"Ray does not answer at {cluster.address} ({_first_line(error)}); {remedy}"
+            f"Ray does not answer at {cluster.address!r} ({line.rstrip('.')}); start it there with "
+            "`ray start`, or leave the address out to record on this machine alone"
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, cluster: Cluster) -> None:
+    """Start Ray on this machine, for this process."""
+    cpus = max(os.cpu_count() or 1, (cluster.workers or 1) * cluster.threads)
+    ray.init(
+        LOCAL, num_cpus=cpus, object_store_memory=_STORE_BYTES, include_dashboard=False, **_QUIET
+    )
+
+
+def _join(ray: Any, cluster: Cluster) -> None:
+    """Connect to a Ray that runs. Where none does, Ray itself would try for many minutes."""
+    failed: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            ray.init(cluster.address, **_QUIET)
+        except BaseException as error:
+            failed.append(error)
+
+    # Never for a Ray of our own: its processes end with the thread that started them.
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(_JOIN_SECONDS)
+    if failed:
+        raise failed[0]
+    if thread.is_alive():
+        raise ConnectionError(f"no connection in {_JOIN_SECONDS:g} seconds")
 
 
 class _Actor:
@@ -190,7 +218,3 @@ def _tell_skipped(ledger: Ledger) -> None:
     if len(ledger.skipped) == ledger.records_total:
         raise AccVideoError(text)
     logger.warning(text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
