@@ -112,6 +112,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     """
     try:
         import ray
+        import ray.exceptions
     except ImportError:
         raise AccVideoError(
             "recording on a cluster needs Ray, which is not installed; run "
