@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from accvideo_core.errors import AccVideoError
 from accvideo_core.monitor import Cancelled, Monitor, Progress, silent
 from accvideo_core.trajectories import RecordSpec, TrajectoryDataset, record
+from accvideo_core.trajectories.cluster import Cluster, connected
 from accvideo_core.trajectories.crew import Crew, Patience, WorkerReport
 from accvideo_core.trajectories.leases import LARGEST_LEASE, Answer, Ledger
 from accvideo_core.trajectories.record import Batch, plan, prepare
@@ -243,6 +245,13 @@ def test_what_a_lease_left_goes_last_and_comes_back() -> None:
     assert list(ledger.open) == [batches[2], batches[3], batches[1]] and not ledger.finished
     ledger.finish((), Answer(done=tuple(batches[1:]), skipped={"a": "b"}))
     assert ledger.finished and ledger.records_done == 3
+
+
+def test_without_ray_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AccVideoError, match=r"needs Ray, .* pip install \"accvideo\[cluster\]\""):
+        with connected(Cluster()):
+            pass
 
 
 def test_impossible_patience_is_refused() -> None:
