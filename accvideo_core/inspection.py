@@ -37,6 +37,7 @@ def describe(path: Path, verify: bool = False) -> str:
 
 
 def _dataset(path: Path, verify: bool) -> str:
+    from .trajectories.listing import read_listing
     from .trajectories.store import TrajectoryDataset
 
     dataset = TrajectoryDataset.open(path)
@@ -44,7 +45,7 @@ def _dataset(path: Path, verify: bool) -> str:
     size = sum(file.stat().st_size for file in (path / "records").glob("??/*.safetensors"))
     facts = {
         "records": f"{len(dataset)} ({size / 1e6:.1f} MB, {info.dtype})",
-        "prompts": len(dataset.prompts()),
+        "prompts": len(list(read_listing(path).ids())),
         "teacher": f"{info.teacher_source} ({info.family}, fingerprint {info.teacher})",
         "size": f"{info.frames} frames of {info.height} x {info.width}",
         "teacher steps": len(info.time_grid) - 1,

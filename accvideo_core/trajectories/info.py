@@ -12,7 +12,7 @@ from ..flow import Times, validate_times
 from ..guidance import Cfg
 from ..latents import LatentSpec
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 

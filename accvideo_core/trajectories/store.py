@@ -2,7 +2,7 @@
 
     dataset.json                      DatasetInfo: whose trajectories, of what geometry and times
     records/<2 hex>/<id>.safetensors  latents [K, C, T, H, W] in model space, and whose they are
-    prompts/<id>.safetensors          a prompt's Condition, once for all its records
+    prompts/<2 hex>/<id>.safetensors  a prompt's Condition, once for all its records
     prompts.jsonl, plan.json          what was asked for: see listing.py
 
 The record files are the truth: a record exists when its file does, and every file exists whole or
@@ -313,7 +313,8 @@ class TrajectoryDataset:
         return self.folder / "records" / id[:2] / f"{safe_name(id, 'record')}.safetensors"
 
     def prompt_path(self, prompt_id: str) -> Path:
-        return self.folder / "prompts" / f"{safe_name(prompt_id, 'prompt')}.safetensors"
+        name = f"{safe_name(prompt_id, 'prompt')}.safetensors"
+        return self.folder / "prompts" / prompt_id[:2] / name
 
     def _store_prompt(self, prompt: AnyPrompt, guidance: float | None = None) -> None:
         path = self.prompt_path(prompt.id)

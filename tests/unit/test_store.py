@@ -173,9 +173,9 @@ def test_open_says_what_is_wrong_with_a_folder(dataset: TrajectoryDataset, tmp_p
     path = dataset.folder / "dataset.json"
     data = read_json(path)
     for changed, match in (
-        ({**data, "format": 2}, "format 2, newer than the 1"),
+        ({**data, "format": 3}, "format 3, newer than the 2"),
         ({**data, "dtype": "int4"}, "dtype 'int4' is unknown"),
-        ({"format": 1}, "does not describe a trajectory dataset"),
+        ({"format": 2}, "does not describe a trajectory dataset"),
         ([], "does not describe a trajectory dataset"),
     ):
         write_json(path, changed)

@@ -231,8 +231,8 @@ def test_every_line_is_one_prompt(dataset: TrajectoryDataset) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"format": 0}, "format 0, older than the 1 that this version reads; record it again"),
-        ({"format": 2}, "format 2, newer than the 1 that this version reads; update AccVideo"),
+        ({"format": 0}, "format 0, older than the 2 that this version reads; record it again"),
+        ({"format": 3}, "format 3, newer than the 2 that this version reads; update AccVideo"),
         (
             {"seed": None},
             r"of an older version \(it lacks seed\); choose another folder, or record",
