@@ -214,7 +214,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="dataset, run, teacher, or student file")
     parser.add_argument("--verify", action="store_true", help="read everything and check it")
     parser.add_argument(
-        "--record", help="of a dataset: an id, its beginning, a number, or first or last"
+        "--record", help="of a dataset: an id, its beginning, a number, first, last or random"
     )
     parser.add_argument("--out", type=Path, help="folder for the record's pictures and curves")
     _teacher(parser)

@@ -198,7 +198,7 @@ def inspect(args: Namespace) -> None:
     """Say what something is."""
     from .inspection import describe
 
-    if args.record is not None:
+    if args.record is not None or args.out is not None:
         _inspect_record(args)
         return
     print(describe(args.path, args.verify))
@@ -206,16 +206,23 @@ def inspect(args: Namespace) -> None:
 
 def _inspect_record(args: Namespace) -> None:
     """Pictures and curves of one record of a dataset."""
-    from .evaluate.trajectory_report import write_record
-    from .trajectories.stats import chosen_record
+    from .evaluate.trajectory_pictures import record_facts, write_record
+    from .trajectories.stats import chosen_record, record_curves
     from .trajectories.store import TrajectoryDataset
 
     if args.out is None:
         raise AccVideoError("--record needs a folder for its pictures; give --out FOLDER")
     dataset = TrajectoryDataset.open(args.path)
-    trajectory = dataset.read(chosen_record(dataset, args.record))
+    trajectory = dataset.read(chosen_record(dataset, args.record or "first"))
+    decode = decoder_of(args, dataset)
+    with Terminal(sys.stderr) as terminal:
+        if decode is None:
+            source = dataset.info.teacher_source
+            terminal.say(f"states are not decoded; give the --teacher ({source}) for that")
+        paths = write_record(dataset, trajectory, args.out, decode, terminal)
     text = dataset.prompt(trajectory.prompt_id).text
-    for path in write_record(trajectory, args.out, decoder_of(args, dataset), text):
+    print(record_facts(trajectory, record_curves(trajectory), text))
+    for path in paths:
         print(path)
 
 

@@ -84,11 +84,14 @@ def stats(args: Namespace) -> None:
         note = f"clips are not decoded; give the --teacher ({dataset.info.teacher_source}) for that"
         print(note, file=sys.stderr)
     with Terminal(sys.stderr) as terminal:
-        found = dataset_stats(dataset, decode, args.samples, terminal)
-    for name, text in {**facts(dataset, found), **_figures(found)}.items():
+        notes = args.out / "measured.jsonl" if args.out is not None else None
+        found = dataset_stats(dataset, decode, args.samples, terminal, notes)
+        page = None
+        if args.out is not None:
+            page = write_dataset_page(dataset, found, args.out, decode, monitor=terminal)
+    told = {**facts(dataset, found), **_figures(found), **({"page": str(page)} if page else {})}
+    for name, text in told.items():
         print(f"{name:15}{text}")
-    if args.out is not None:
-        print(f"{'page':15}{write_dataset_page(dataset, found, args.out, decode)}")
 
 
 def merge(args: Namespace) -> None:

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from PIL.Image import Image
 
 from ..accvideo_core.errors import AccVideoError
 from .devices import vae_on_device
+from .monitor import NodeMonitor
 from .sockets import AccVideoDataset, AccVideoModel
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
-    from ..accvideo_core.trajectories.stats import RecordCurves
     from ..accvideo_core.trajectories.store import TrajectoryDataset
 
 
@@ -50,6 +50,7 @@ class AccVideoInspectTrajectory(io.ComfyNode):
                 io.Image.Output("curves", tooltip="Speed, change per step and straightness."),
                 io.String.Output("facts", tooltip="The record in words."),
             ],
+            is_output_node=True,
             is_experimental=True,
         )
 
@@ -57,10 +58,15 @@ class AccVideoInspectTrajectory(io.ComfyNode):
     def execute(
         cls, model: Teacher, dataset: TrajectoryDataset, index: int, frames: int
     ) -> io.NodeOutput:
-        from ..accvideo_core.evaluate.trajectory_report import record_plot, record_sheet
+        from ..accvideo_core.evaluate.trajectory_pictures import (
+            record_facts,
+            record_plot,
+            record_sheet,
+        )
         from ..accvideo_core.trajectories.stats import chosen_record, record_curves
 
-        if model.model.fingerprint != dataset.info.teacher:
+        info = dataset.info
+        if model.model.fingerprint != info.teacher:
             raise AccVideoError(
                 f"dataset {dataset.folder.name!r} was recorded from another teacher than "
                 f"{model.model.source}; connect its own"
@@ -68,19 +74,22 @@ class AccVideoInspectTrajectory(io.ComfyNode):
         trajectory = dataset.read(chosen_record(dataset, index))
         curves = record_curves(trajectory)
         with vae_on_device(model) as vae:
-            sheet = record_sheet(trajectory, vae.decode, frames=frames)
+            sheet = record_sheet(
+                trajectory,
+                lambda x: vae.decode(info.latent_spec.crop(x, info.frames)),
+                frames=frames,
+                monitor=NodeMonitor(),
+            )
         text = dataset.prompt(trajectory.prompt_id).text
-        facts = _facts(trajectory.id, text, curves)
-        return io.NodeOutput(_image(sheet), _image(record_plot(curves)), facts)
+        facts = record_facts(trajectory, curves, text)
+        return _shown(sheet, record_plot(curves, info.time_grid), facts, cls)
 
 
-def _facts(id: str, text: str, curves: RecordCurves) -> str:
-    times = ", ".join(f"{t:.4f}" for t in curves.times)
-    speed = ", ".join(f"{v:.3f}" for v in curves.speed)
-    return (
-        f"record {id}\nprompt: {text or 'not known'}\nkey times: {times}\n"
-        f"|v| of the steps: {speed}\nbend: {curves.bend:.4f} (0 is a straight path)"
-    )
+def _shown(sheet: Image, plot: Image, facts: str, node: type[io.ComfyNode]) -> io.NodeOutput:
+    """Pictures and text on the node itself and on its sockets."""
+    images = [_image(sheet), _image(plot)]
+    saved = [entry for image in images for entry in ui.PreviewImage(image, cls=node).values]
+    return io.NodeOutput(*images, facts, ui={"images": saved, "text": [facts]})
 
 
 def _image(picture: Image) -> torch.Tensor:

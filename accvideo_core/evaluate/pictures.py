@@ -122,15 +122,18 @@ def loss_curves(
 
 
 def panels(
-    figures: Mapping[str, Mapping[str, Line]], labels: Sequence[str], marks: Sequence[float] = ()
+    figures: Mapping[str, Mapping[str, Line]],
+    labels: Sequence[str],
+    marks: Sequence[float] = (),
+    smooth: bool = True,
 ) -> Image:
     """Panels of lines, two beside one another, and one legend for all of them.
 
     Args:
-        figures: heading -> label -> points (x, y). A line of more than 40 points is drawn pale,
-            and its running mean over it.
+        figures: heading -> label -> points (x, y).
         labels: of the legend, which gives each its colour.
         marks: places on the x axis that every panel shows as upright lines.
+        smooth: draw a line of 40 points and more pale, and its running mean over it.
     """
     from PIL import Image, ImageDraw
 
@@ -145,7 +148,7 @@ def panels(
         draw.text((x + 52, y), label, fill=_INK, font=_font(26), anchor="lm")
     for i, (heading, lines) in enumerate(figures.items()):
         corner = (_PANEL[0] * (i % columns), header + _PANEL[1] * (i // columns))
-        _Panel.around(lines, corner, marks).draw(draw, heading, lines, colours, marks)
+        _Panel.around(lines, corner, marks).draw(draw, heading, lines, colours, marks, smooth)
     return sheet.resize((size[0] // 2, size[1] // 2), Image.Resampling.LANCZOS)
 
 
@@ -193,6 +196,7 @@ class _Panel:
         lines: Mapping[str, Line],
         colours: Mapping[str, tuple[int, int, int]],
         marks: Sequence[float] = (),
+        smooth: bool = True,
     ) -> None:
         small = _font(24)
         x0, y0, x1, y1 = self.box
@@ -213,7 +217,7 @@ class _Panel:
         for label, line in lines.items():
             self._curve(draw, line, tuple(200 + c // 5 for c in colours[label]), 2)
         for label, line in lines.items():
-            self._curve(draw, _smooth(line), colours[label], 4)
+            self._curve(draw, _smooth(line) if smooth else line, colours[label], 4)
 
     def _curve(self, draw: ImageDraw, line: Line, colour: tuple[int, ...], width: int) -> None:
         points = [self.point(step, value) for step, value in line]

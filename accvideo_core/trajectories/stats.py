@@ -6,20 +6,25 @@ Shapes: K kept times, C channels, T latent frames, H, W latent size; frames are 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import AccVideoError
+from ..files import append_lines, disk_errors, read_json
 from ..flow import Times, predict_x0
 from ..latents import key_generator
 from ..monitor import Monitor, Progress, silent
+from .claims import FOLDER as CLAIMS
 from .listing import read_listing
 from .store import Trajectory, TrajectoryDataset
 
@@ -28,6 +33,10 @@ Decode = Callable[[Tensor], Tensor]
 
 SAME_CLIP = 0.98
 """Cosine between two clips' final latents above which they count as the same clip."""
+
+COMPARED = 4096
+"""Elements of a final latent that are compared, drawn at random: the error of a cosine of 0.98 is
+then below 0.001, and thousands of clips fit into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +90,17 @@ class DatasetStats:
     bytes_per_state: float
     rounding: Spread | None
     """Relative error of storing in fewer bits, over the records that say it."""
+    missing: int
+    """Records that were asked for and are not there."""
+    skipped: dict[str, str]
+    """Of those, the ones that the last recording could not make, by id, and why."""
     clips: int
     same_clip: tuple[tuple[str, str, float], ...] = ()
     """Pairs of records whose final latents are alike, with their cosine."""
     bend: Spread | None = None
     figures: dict[str, Spread] = field(default_factory=dict)
-    """Motion energy of the latents; and of decoded clips motion energy, saturation, contrast."""
+    """Motion energy of the latents; and of decoded clips motion energy, saturation, contrast.
+    Motion energy is the mean absolute change from one frame to the next."""
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -129,10 +143,20 @@ def dataset_stats(
     decode: Decode | None = None,
     samples: int = 64,
     monitor: Monitor = silent,
+    notes: Path | None = None,
 ) -> DatasetStats:
-    """Measure a dataset; of `samples` records the states are read, and decoded where `decode` is.
+    """Measure a dataset.
 
-    The monitor is called after every one of those; it may raise.
+    Args:
+        decode: makes frames of latents, or None to measure latents alone.
+        samples: records whose states are read, and decoded where `decode` is; drawn by the
+            dataset's seed. Everything else is told by the headers of all records.
+        monitor: called after every one of those; it may raise.
+        notes: file that figures of decoded clips are added to one by one, and taken from where
+            they are there already, so that interrupted work goes on.
+
+    Raises:
+        AccVideoError: there are no records, or one of them is damaged.
     """
     headers = dataset.headers()
     if not headers:
@@ -144,7 +168,8 @@ def dataset_stats(
     rounding = [header.rounding for header in headers if header.rounding is not None]
     total = sum(header.size for header in headers)
     chosen = _drawn([header.id for header in headers], samples, dataset.info.seed)
-    finals, bends, figures = _measure(dataset, chosen, decode, monitor)
+    clip = _noted(dataset, decode, notes) if decode else None
+    finals, bends, figures = _measure(dataset, chosen, clip, monitor)
     return DatasetStats(
         records=len(headers),
         prompts=len(texts),
@@ -156,6 +181,8 @@ def dataset_stats(
         bytes_per_record=total / len(headers),
         bytes_per_state=total / len(headers) / len(dataset.info.kept),
         rounding=Spread.of(rounding) if rounding else None,
+        missing=sum(max(0, (listing.samples or 0) - counts[id]) for id in listing.ids()),
+        skipped=_skipped(dataset, {header.id for header in headers}),
         clips=len(chosen),
         same_clip=_alike(chosen, finals),
         bend=Spread.of(bends),
@@ -164,10 +191,14 @@ def dataset_stats(
 
 
 def chosen_record(dataset: TrajectoryDataset, which: str | int) -> str:
-    """A record's id, by the id itself or its beginning, its number from 0, or first or last."""
+    """A record's id, by id or its beginning, by number from 0, or "first", "last" or "random"."""
     ids = dataset.ids()
     if not ids:
         raise AccVideoError(f"dataset {dataset.folder.name!r} holds no records; record some first")
+    if which == "random":
+        generator = torch.Generator()
+        generator.seed()  # from the system: another one each time
+        return ids[int(torch.randint(len(ids), (), generator=generator))]
     text = {"first": "0", "last": str(len(ids) - 1)}.get(str(which), str(which))
     found = [id for id in ids if id.startswith(text)]
     if text in ids or (len(found) == 1 and len(text) >= 6):
@@ -192,39 +223,104 @@ def contrast(frames: Tensor) -> Tensor:
     return luma.flatten(2).std(dim=2, correction=0).mean(1)
 
 
+def dataset_key(dataset: TrajectoryDataset) -> str:
+    """16 hex digits that follow from what a dataset's records have in common.
+
+    With it a record's id names one clip among those of all datasets.
+    """
+    text = json.dumps(dataset.info.as_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_Figures = Callable[[str, Tensor], Mapping[str, float]]
+"""Record id and its final latents [1, C, T, H, W] -> figures of the decoded clip."""
+
+
 def _measure(
-    dataset: TrajectoryDataset, chosen: Sequence[str], decode: Decode | None, monitor: Monitor
+    dataset: TrajectoryDataset, chosen: Sequence[str], clip: _Figures | None, monitor: Monitor
 ) -> tuple[Tensor, list[float], dict[str, list[float]]]:
-    """Unit vectors of the final latents [N, D], bends, and figures of the clips."""
+    """Unit vectors of elements of the final latents [N, D], bends, and figures of the clips."""
+    size = math.prod(dataset.info.shape)
+    generator = key_generator("compared", dataset.info.seed)
+    compared = torch.randperm(size, generator=generator)[:COMPARED]
     finals, bends = [], []
     figures: dict[str, list[float]] = {"latent motion": []}
     for number, id in enumerate(chosen, start=1):
         trajectory = dataset.read(id)
         final = trajectory.latents[-1:].float()
-        finals.append(torch.nn.functional.normalize(final.flatten(), dim=0))
+        finals.append(torch.nn.functional.normalize(final.flatten()[compared], dim=0))
         bends.append(record_curves(trajectory).bend)
-        moved = final.diff(dim=2) if final.shape[2] > 1 else torch.zeros(1)
-        figures["latent motion"].append(_rms(moved))
-        if decode is not None:
-            for name, value in _of_frames(decode(final)).items():
-                figures.setdefault(name, []).append(value)
+        figures["latent motion"].append(_motion(final, 2))
+        for name, value in (clip(id, final) if clip else {}).items():
+            figures.setdefault(name, []).append(value)
         monitor(Progress("measure", number, len(chosen)))
     return torch.stack(finals), bends, figures
 
 
+def _noted(dataset: TrajectoryDataset, decode: Decode, path: Path | None) -> _Figures:
+    """`_of_frames` of decoded clips, but for those that the file at `path` knows already."""
+    key = dataset_key(dataset)
+    known: dict[str, dict[str, float]] = {}
+    if path is not None and path.exists():
+        with disk_errors("read", path):
+            lines = path.read_text(encoding="utf-8").splitlines()
+        known = dict(_parsed(line, key) for line in lines)
+
+    def figures(id: str, final: Tensor) -> dict[str, float]:
+        if id not in known:
+            known[id] = _of_frames(decode(final))
+            if path is not None:
+                line = json.dumps({"dataset": key, "id": id, "figures": known[id]})
+                append_lines(path, line + "\n")
+        return known[id]
+
+    return figures
+
+
+def _parsed(line: str, key: str) -> tuple[str, dict[str, float]]:
+    """Id and figures of a line of notes; no id for a torn line or another dataset's."""
+    try:
+        note = json.loads(line)
+        figures = {name: float(note["figures"][name]) for name in _FRAME_FIGURES}
+        return (note["id"] if note["dataset"] == key else ""), figures
+    except (ValueError, KeyError, TypeError):
+        return "", {}
+
+
 def _of_frames(frames: Tensor) -> dict[str, float]:
-    moved = frames.diff(dim=1) if frames.shape[1] > 1 else torch.zeros(1)
-    return {
-        "motion": _rms(moved),
-        "saturation": float(saturation(frames)[0]),
-        "contrast": float(contrast(frames)[0]),
-    }
+    return {name: measure(frames) for name, measure in _FRAME_FIGURES.items()}
+
+
+_FRAME_FIGURES: dict[str, Callable[[Tensor], float]] = {
+    "motion": lambda frames: _motion(frames, 1),
+    "saturation": lambda frames: float(saturation(frames)[0]),
+    "contrast": lambda frames: float(contrast(frames)[0]),
+}
+
+
+def _motion(x: Tensor, axis: int) -> float:
+    """Mean absolute change along the frames' axis; 0 for a single frame."""
+    return float(x.diff(dim=axis).abs().mean()) if x.shape[axis] > 1 else 0.0
 
 
 def _alike(ids: list[str], finals: Tensor) -> tuple[tuple[str, str, float], ...]:
-    cosines = (finals @ finals.T).triu(diagonal=1)
-    pairs: list[list[int]] = (cosines > SAME_CLIP).nonzero().tolist()
-    return tuple((ids[i], ids[j], float(cosines[i, j])) for i, j in pairs)
+    pairs = []
+    for i, row in enumerate(finals):
+        cosines = finals[i + 1 :] @ row
+        for j in (cosines > SAME_CLIP).nonzero().flatten().tolist():
+            pairs.append((ids[i], ids[i + 1 + j], float(cosines[j])))
+    return tuple(pairs)
+
+
+def _skipped(dataset: TrajectoryDataset, there: set[str]) -> dict[str, str]:
+    """Records that recorders left word of being unable to make, and that are still not there."""
+    found: dict[str, str] = {}
+    for path in sorted((dataset.folder / CLAIMS).glob("*.skipped")):
+        try:
+            found.update((str(id), str(reason)) for id, reason in read_json(path).items())
+        except (AccVideoError, AttributeError):
+            continue  # cleared away meanwhile, or torn: `missing` counts its records all the same
+    return {id: reason for id, reason in found.items() if id not in there}
 
 
 def _drawn(ids: list[str], count: int, seed: int) -> list[str]:

@@ -14,13 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from accvideo_core.conditioning import Prompt
-from accvideo_core.evaluate.trajectory_report import (
-    record_sheet,
-    write_dataset_page,
-    write_record,
-)
+from accvideo_core.evaluate import trajectory_pictures
+from accvideo_core.evaluate.trajectory_pictures import record_sheet, write_record
+from accvideo_core.evaluate.trajectory_report import write_dataset_page
+from accvideo_core.monitor import Progress
 from accvideo_core.trajectories import RecordSpec, TrajectoryDataset, record
-from accvideo_core.trajectories.stats import dataset_stats
+from accvideo_core.trajectories.stats import dataset_stats, record_curves
 from accvideo_core.video import read_video
 from tests.analytic import condition, gaussian_model
 
@@ -81,6 +80,62 @@ def test_page_says_what_is_there(dataset: TrajectoryDataset, tmp_path: Path):
     assert len(bars) >= 5  # three lengths in words and in characters, and the paper's band
 
 
+def test_page_names_what_could_not_be_made(dataset: TrajectoryDataset, tmp_path: Path):
+    stats = replace(dataset_stats(dataset), missing=1, skipped={"abc": "<b>not finite</b>"})
+    page = Page(write_dataset_page(dataset, stats, tmp_path / "page").read_text())
+    assert "1 more were asked for and are not there" in page.words
+    assert "abc: <b>not finite</b>" in page.words and "b" not in {tag for tag, _ in page.tags}
+
+
+def test_previews_are_kept_and_made_anew_for_another_dataset(
+    dataset: TrajectoryDataset, tmp_path: Path
+):
+    seen: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    folder, stats, decoded = tmp_path / "page", dataset_stats(dataset), []
+
+    def counted(x: Tensor) -> Tensor:
+        decoded.append(x)
+        return decode(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset_page(dataset, stats, folder, counted, monitor=stop)
+    assert [(p.stage, p.step, p.total) for p in seen] == [("preview", 1, 3), ("preview", 2, 3)]
+    write_dataset_page(dataset, stats, folder, counted)
+    assert len(decoded) == 3
+    spec = RecordSpec(5, 16, 16, steps=4, kept=2)
+    other = record(gaussian_model(std=0.5), dataset.prompts(), spec, tmp_path / "other")
+    assert other.ids() == dataset.ids()
+    write_dataset_page(other, stats, folder, counted)
+    assert len(decoded) == 6
+
+
+def test_curves_are_as_wide_as_their_steps(
+    dataset: TrajectoryDataset, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    monkeypatch.setattr(
+        trajectory_pictures, "panels", lambda lines, *_args, **_options: drawn.update(lines)
+    )
+    curves = record_curves(dataset.read(dataset.ids()[0]))
+    trajectory_pictures.record_plot(curves, dataset.info.time_grid)
+    speed, _, _, numbers = (line for panel in drawn.values() for line in panel.values())
+    (noise, middle, data), (first, second) = curves.times, curves.speed
+    assert speed == [(data, second), (middle, second), (middle, first), (noise, first)]
+    assert [number for _, number in numbers] == [4, 3, 2, 1, 0]
+
+
+def test_sheet_tells_of_every_clip_and_can_be_stopped(dataset: TrajectoryDataset):
+    seen: list[Progress] = []
+    record_sheet(dataset.read(dataset.ids()[0]), decode, monitor=seen.append)
+    assert [(p.step, p.total) for p in seen] == [(i, 5) for i in (1, 2, 3, 4, 5)]
+
+
 def test_page_without_a_decoder_has_no_previews(dataset: TrajectoryDataset, tmp_path: Path):
     path = write_dataset_page(dataset, dataset_stats(dataset), tmp_path / "page")
     assert "video" not in {tag for tag, _ in Page(path.read_text()).tags}
@@ -88,14 +143,16 @@ def test_page_without_a_decoder_has_no_previews(dataset: TrajectoryDataset, tmp_
 
 def test_record_is_written_as_pictures_and_numbers(dataset: TrajectoryDataset, tmp_path: Path):
     trajectory = dataset.read(dataset.ids()[0])
-    paths = write_record(trajectory, tmp_path / "one", decode, "a cat")
+    paths = write_record(dataset, trajectory, tmp_path / "one", decode)
     assert [path.name for path in paths] == ["curves.json", "curves.png", "states.png"]
     facts = json.loads(paths[0].read_text())
-    assert facts["prompt"] == "a cat" and len(facts["speed"]) == 2 and len(facts["times"]) == 3
+    assert facts["prompt"] == dataset.prompt(trajectory.prompt_id).text
+    assert len(facts["speed"]) == 2 and len(facts["times"]) == 3
+    assert facts["kept"] == [0, 2, 4] and len(facts["time_grid"]) == 5
     for path in paths[1:]:
         with Image.open(path) as picture:
             assert min(picture.size) > 100
-    assert [p.name for p in write_record(trajectory, tmp_path / "two", None)] == [
+    assert [p.name for p in write_record(dataset, trajectory, tmp_path / "two", None)] == [
         "curves.json",
         "curves.png",
     ]
