@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shutil
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from scripts.comfyui.client import ComfyClient, NodeFailed, Prompt
-from scripts.comfyui.server import ROOT
+from scripts.comfyui.server import ROOT, ComfyServer
 
 SMOKE: Prompt = json.loads((ROOT / "workflows" / "api" / "smoke_line.json").read_text())
+
+
+NODE = "20"
 
 
 def inspected(**inputs: Any) -> Prompt:
@@ -22,7 +26,7 @@ def inspected(**inputs: Any) -> Prompt:
     given = {"model": ["1", 0], "dataset": ["4", 0], "index": 0, "frames": 2, **inputs}
     return {
         **prompt,
-        "20": {"class_type": "AccVideoInspectTrajectory", "inputs": given},
+        NODE: {"class_type": "AccVideoInspectTrajectory", "inputs": given},
         "21": {"class_type": "PreviewImage", "inputs": {"images": ["20", 0]}},
         "22": {"class_type": "PreviewImage", "inputs": {"images": ["20", 1]}},
         "23": {"class_type": "PreviewAny", "inputs": {"source": ["20", 2]}},
@@ -36,7 +40,34 @@ def test_states_and_curves_are_shown(comfy_client: ComfyClient) -> None:
         with Image.open(io.BytesIO(comfy_client.view(image))) as picture:
             assert min(picture.size) > 200
     (text,) = outputs["23"]["text"]
-    assert "key times: 1.0000, " in text and "bend: " in text
+    assert "kept times: 1.0000, " in text and "bend: " in text
+
+
+def test_node_shows_pictures_and_facts_with_nothing_connected(comfy_client: ComfyClient) -> None:
+    prompt = {name: entry for name, entry in inspected().items() if int(name) <= int(NODE)}
+    shown = comfy_client.run(prompt).outputs[NODE]
+    sizes = []
+    for image in shown["images"]:
+        with Image.open(io.BytesIO(comfy_client.view(image))) as picture:
+            sizes.append(picture.size)
+    assert len(sizes) == 2 and min(min(size) for size in sizes) > 200
+    (text,) = shown["text"]
+    assert "prompt: a " in text and "bend: " in text
+
+
+def test_a_dataset_of_another_teacher_is_refused(
+    comfy_server: ComfyServer, comfy_client: ComfyClient
+) -> None:
+    comfy_client.run(inspected())
+    datasets = comfy_server.base / "datasets" / "accvideo"
+    shutil.copytree(datasets / "smoke_line", datasets / "foreign")
+    path = datasets / "foreign" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "teacher": "0123456789abcdef"}))
+    prompt = {name: entry for name, entry in inspected(dataset=["30", 0]).items() if name != "4"}
+    prompt["30"] = {"class_type": "AccVideoLoadDataset", "inputs": {"dataset": "foreign"}}
+    with pytest.raises(NodeFailed, match="'foreign' was recorded from another teacher than"):
+        comfy_client.run(prompt)
+    shutil.rmtree(datasets / "foreign")  # so that it is not the newest one of other tests
 
 
 def test_a_record_that_is_not_there_is_named(comfy_client: ComfyClient) -> None:

@@ -21,7 +21,7 @@ NODES = {
     "AccVideoRecordTrajectories", "AccVideoLoadDataset", "AccVideoDistill",
     "AccVideoAdversarialTune", "AccVideoSaveStudent", "AccVideoLoadStudent", "AccVideoSchedule",
     "AccVideoSample", "AccVideoDecode", "AccVideoCompare", "AccVideoTeacherLora",
-    "AccVideoExportStudent",
+    "AccVideoExportStudent", "AccVideoInspectTrajectory",
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
     "1": {
