@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,7 +66,7 @@ class AccVideoInspectTrajectory(io.ComfyNode):
         )
         from ..accvideo_core.trajectories.stats import chosen_record, record_curves
 
-        info = dataset.info
+        info, monitor = dataset.info, NodeMonitor()
         if model.model.fingerprint != info.teacher:
             raise AccVideoError(
                 f"dataset {dataset.folder.name!r} was recorded from another teacher than "
@@ -78,10 +79,12 @@ class AccVideoInspectTrajectory(io.ComfyNode):
                 trajectory,
                 lambda x: vae.decode(info.latent_spec.crop(x, info.frames)),
                 frames=frames,
-                monitor=NodeMonitor(),
+                monitor=monitor,
             )
         text = dataset.prompt(trajectory.prompt_id).text
         facts = record_facts(trajectory, curves, text)
+        # The page takes it for HTML, and a dataset's prompts may be anybody's.
+        monitor.tell(html.escape(facts, quote=False))
         return _shown(sheet, record_plot(curves, info.time_grid), facts, cls)
 
 

@@ -48,7 +48,7 @@ class NodeMonitor:
         self._bar.update_absolute(progress.step, preview=self._picture(progress, now))
         if now - self._told >= TEXT_SECONDS or progress.step >= progress.total:
             self._told = now
-            self._tell(describe(progress, now - self._start, progress.step - self._first))
+            self.tell(describe(progress, now - self._start, progress.step - self._first))
 
     def _picture(self, progress: Progress, now: float) -> tuple[str, Image.Image, int] | None:
         if not (self._preview and progress.preview) or now < self._next_picture:
@@ -58,7 +58,8 @@ class NodeMonitor:
         self._next_picture = done + max(PICTURE_SECONDS, (done - now) / PICTURE_SHARE)
         return "JPEG", picture, PICTURE_SIZE
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """A line of text on the running node, for whoever watches it."""
         from server import PromptServer
 
         server = getattr(PromptServer, "instance", None)

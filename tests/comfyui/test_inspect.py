@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.comfyui.client import ComfyClient, NodeFailed, Prompt
+from scripts.comfyui.client import ComfyClient, Event, NodeFailed, Prompt
 from scripts.comfyui.server import ROOT, ComfyServer
 
 SMOKE: Prompt = json.loads((ROOT / "workflows" / "api" / "smoke_line.json").read_text())
@@ -73,3 +73,13 @@ def test_a_dataset_of_another_teacher_is_refused(
 def test_a_record_that_is_not_there_is_named(comfy_client: ComfyClient) -> None:
     with pytest.raises(NodeFailed, match="has no record 8; give a number from 0 to 7"):
         comfy_client.run(inspected(index=8))
+
+
+def test_a_prompt_is_told_to_the_page_as_text(comfy_client: ComfyClient) -> None:
+    prompt = {name: entry for name, entry in inspected().items() if int(name) <= int(NODE)}
+    prompt["3"]["inputs"]["prompts"] = "a bird <img src=x onerror=alert(1)> & a cat"
+    prompt["4"]["inputs"].update(dataset="hostile", teacher_steps=10, batch_size=1)
+    events: list[Event] = []
+    comfy_client.run(prompt, on_event=events.append)
+    told = " ".join(event.text for event in events if event.node == NODE)
+    assert "&lt;img src=x onerror=alert(1)&gt; &amp; a cat" in told and "<img" not in told

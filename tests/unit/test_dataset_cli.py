@@ -135,6 +135,25 @@ def test_stats_are_printed_and_make_a_page(
     assert "name its own teacher" in capsys.readouterr().err
 
 
+def test_a_record_is_looked_into(
+    capsys, clips: TrajectoryDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["inspect", "clips", "--record", "2", "--out", "look"]) == 0
+    out = capsys.readouterr().out
+    assert f"record {clips.ids()[2]}, sample 0" in out and "bend: " in out
+    assert {p.name for p in Path("look").iterdir()} == {"curves.json", "curves.png", "states.png"}
+    for which, sentence in (("6", "has no record '6'; give a number from 0 to 5"), ("", "--out")):
+        words = ["--record", which, "--out", "look"] if which else ["--record", "first"]
+        assert main(["inspect", "clips", *words]) == 2
+        assert sentence in capsys.readouterr().err
+    # Another teacher cannot decode the states; their curves need none.
+    other = SmallTeacher(gaussian_model(std=0.3), Path())
+    monkeypatch.setattr(loading, "load_teacher", lambda *_args, **_options: other)
+    assert main(["inspect", "clips", "--record", "random", "--out", "plain"]) == 0
+    assert "states are not decoded; give the --teacher (analytic)" in capsys.readouterr().err
+    assert {p.name for p in Path("plain").iterdir()} == {"curves.json", "curves.png"}
+
+
 def test_merge_subset_and_split(capsys, clips: TrajectoryDataset) -> None:
     record("more", "tree", "house")
     assert main(["dataset", "merge", "clips", "more", "all"]) == 0
