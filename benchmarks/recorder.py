@@ -192,6 +192,7 @@ def worker(task: str, part: int) -> None:
         bare(replace(teacher, prompts=half if task == "half" else teacher.prompts))
     else:
         record(teacher.model, teacher.prompts, SPEC, Path(task))
+    print("done", flush=True)
 
 
 def together(count: int, task: str) -> float:
@@ -210,9 +211,10 @@ def together(count: int, task: str) -> float:
             assert each.stdin is not None
             each.stdin.write("go\n")
             each.stdin.flush()
-        if any(each.wait() for each in workers):
-            raise RuntimeError("a recorder failed")
-        return time.perf_counter() - begun
+        for each in workers:
+            if each.stdout is None or each.stdout.readline() != "done\n":
+                raise RuntimeError("a recorder failed")
+        return time.perf_counter() - begun  # without the time that Python takes to end
 
 
 def recording_together(count: int) -> float:
