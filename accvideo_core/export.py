@@ -23,9 +23,10 @@ from .distill.student import Student, StudentInfo
 from .errors import AccVideoError
 from .files import Later, disk_errors, write_json, write_safetensors
 from .merged import Fp8Scaled, block_matrices, merged_weights, native_weights
+from .models.experts import networks_of
 from .models.lora_file import EXPERT_KEY, LOW_PREFIX
 from .models.lora_layout import Factors, fuse, truncate
-from .student_file import load_student, networks_of, pair_of, read_student_info, table_of
+from .student_file import load_student, pair_of, read_student_info, table_of
 
 __all__ = ["Exported", "export_student", "load_student", "read_student_info", "save_student"]
 

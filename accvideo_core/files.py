@@ -31,7 +31,7 @@ from .errors import AccVideoError
 CHECKSUM = "accvideo_checksum"
 """Metadata key of the checksum; `read_safetensors` takes it out again."""
 
-_DTYPES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -45,9 +45,11 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""safetensors' name of each dtype."""
+
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit
+MAX_HEADER = 100_000_000  # the safetensors format's own limit
 
 
 @contextlib.contextmanager
@@ -170,7 +172,7 @@ def write_safetensors(
     for name in names:
         shape, dtype = list(tensors[name].shape), tensors[name].dtype
         end = offset + math.prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [offset, end]}
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     meta = dict(sorted((metadata or {}).items()))
     digest = _digest(meta, entries)
@@ -257,7 +259,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     with disk_errors("read", path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        foreign = size >= 8 and not 2 <= length <= _MAX_HEADER
+        foreign = size >= 8 and not 2 <= length <= MAX_HEADER
         raw = b"" if foreign else file.read(length)
     header = None if foreign else _parse(raw)
     if size < 8 or (not foreign and size < 8 + length):

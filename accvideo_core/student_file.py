@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .distill.student import Student, StudentInfo
 from .errors import AccVideoError
 from .files import read_metadata, read_safetensors
-from .models.experts import Experts
+from .models.experts import Experts, networks_of
 from .models.keys.spelling import canonical, is_companion
 from .models.keys.table import KeyTable
 from .models.lora_file import EXPERT_KEY, LOW_PREFIX, resolve
@@ -67,11 +67,6 @@ def load_student(path: Path, teacher: VideoModel) -> Student:
 def table_of(model: VideoModel, network: nn.Module) -> KeyTable:
     """The names of one network of `model`."""
     return model.family.key_table(dict(network.config))  # type: ignore[arg-type]
-
-
-def networks_of(module: nn.Module) -> dict[str, nn.Module]:
-    """Expert's name -> network; "" for a network that is alone."""
-    return {"high": module.high, "low": module.low} if isinstance(module, Experts) else {"": module}
 
 
 def pair_of(path: Path) -> dict[str, Path]:

@@ -24,3 +24,8 @@ class Experts(nn.Module):
         """Let both recompute activations in their backward passes."""
         for expert in (self.high, self.low):
             expert.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def networks_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Expert's name -> network; "" for a network that is alone."""
+    return {"high": module.high, "low": module.low} if isinstance(module, Experts) else {"": module}

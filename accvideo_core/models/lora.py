@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AccVideoError
-from .experts import Experts
+from .experts import Experts, networks_of
 from .keys.table import KeyTable, join_name
 from .lora_file import (
     FLUX,
@@ -119,7 +119,7 @@ def apply_loras(
     # ComfyUI runs nodes in inference mode, whose tensors autograd refuses.
     with torch.inference_mode(False), torch.no_grad():
         module = shared_copy(model.module)
-        for name, network in _networks(module):
+        for name, network in networks_of(module).items():
             changes: dict[tuple[str, str], list[tuple[Delta, float]]] = {}
             for raw, strength in used:
                 if not _meant_for(raw, name, experts):
@@ -146,7 +146,7 @@ def match_lora(lora: RawLora | Path, model: VideoModel, expert: str = "") -> Mat
         AccVideoError: no name matches the network, or the sizes do not.
     """
     raw = lora if isinstance(lora, RawLora) else read_lora(lora)
-    network = dict(_networks(model.module))[expert]
+    network = networks_of(model.module)[expert]
     table = model.family.key_table(dict(network.config))  # type: ignore[arg-type]
     layers = _for_expert(raw, expert)
     if expert and not layers:
@@ -188,14 +188,6 @@ def match_lora(lora: RawLora | Path, model: VideoModel, expert: str = "") -> Mat
 def shared_copy(module: nn.Module) -> nn.Module:
     """A copy of the modules, hooks and settings whose parameters and buffers are the originals."""
     return copy.deepcopy(module, {id(x): x for x in [*module.parameters(), *module.buffers()]})
-
-
-def _networks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(expert's name, network); the name is empty for a network that is alone."""
-    if isinstance(module, Experts):
-        yield from (("high", module.high), ("low", module.low))
-    else:
-        yield "", module
 
 
 def _meant_for(raw: RawLora, expert: str, chosen: str) -> bool:

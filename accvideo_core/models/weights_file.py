@@ -20,28 +20,14 @@ import torch
 from torch import Tensor
 
 from ..errors import AccVideoError
-from ..files import disk_errors
+from ..files import DTYPE_NAMES, MAX_HEADER, disk_errors
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 """safetensors' names; what is not here (4-bit floats and the like) is known by name only."""
 
 WRAPPERS = ("module", "ema", "state_dict", "model")
 """Keys under which official .pt files hold the network, in the order in which they are tried."""
 
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0  # mmap.MAP_NORESERVE, from Python 3.13
 
 
@@ -81,7 +67,7 @@ class SafetensorsFile:
         with disk_errors("read", path), open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
+            if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise _damaged(path, "its header does not fit in it")
             header = file.read(length)
             self._map = _map(file.fileno(), size)
