@@ -16,6 +16,19 @@ from .student import LoraSpec
 
 SCHEDULES = ("constant", "cosine", "linear")
 GAN_NAMES = ("logistic", "hinge")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "schedule": SCHEDULES,
+    "gan_loss": GAN_NAMES,
+    "iteration": ("interval", "sweep"),
+    "updates": ("summed", "separate"),
+    "rollout": ("direct", "queued"),
+    "heads": ("timestep", "shared"),
+    "head_kind": ("spatial", "spatial_temporal"),
+    "r1": ("approximate", "features"),
+    "optimizer": ("adamw", "adamw_8bit", "adafactor"),
+    "best_by": ("latent_mse", "motion", "saturation", "diversity"),
+}
+"""What the fields that hold a name may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +47,18 @@ class Recipe:
     """Adapters, or None for full fine-tuning. A run that starts from a student keeps that one's."""
 
     train_steps: int = 1200
-    """Optimiser updates. One update trains one key interval k; k runs m-1, ..., 0 and again."""
+    """Optimiser updates."""
+    iteration: str = "interval"
+    """What one update trains: an "interval" k, where k runs m-1, ..., 0 and again, or a whole
+    "sweep" over all k. With an interval, 1200 updates of 32 samples are the paper's 38.4K."""
+    trajectories: int | None = None
+    """Learn from this many of the dataset's trajectories, the first by id; None takes all."""
     batch_size: int = 32
     """Samples per update."""
     accumulate: int = 1
     """Parts that a batch is computed in; only memory and speed depend on it."""
+    optimizer: str = "adamw"
+    """"adamw" as published, "adamw_8bit" (bitsandbytes) or "adafactor" (torch) for less memory."""
     lr: float = 5e-6
     head_lr: float | None = None
     """Learning rate of the heads; None takes `lr`, the paper gives one for both."""
@@ -56,12 +76,35 @@ class Recipe:
     """Decay of a running average of the weights, which the finished student then has."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    swap_blocks: int = 0
+    """Blocks of the network whose weights wait in main memory until they are needed; only frozen
+    ones can, so a LoRA student's, and only with `gradient_checkpointing`."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in main memory meanwhile."""
+    compile: bool = False
+    """Compile the network's blocks (torch.compile): minutes at the start, faster updates."""
 
     trajectory_weight: float = 1.0
     adv_weight: float = 0.1
     """lambda of the adversarial term."""
     gan_loss: str = "logistic"
     """"logistic" (non-saturating) or "hinge"; Eq. 7 fixes only the game's value."""
+    updates: str = "summed"
+    """"summed": the student takes one step on L_traj + lambda L_adv; "separate": a step on each, as
+    Algorithm 1 writes it. They differ by the optimiser's state alone, and one step is cheaper."""
+    rollout: str = "direct"
+    """Where fakes come from: "direct" rolls each from fresh noise at every update; "queued" spreads
+    a rollout over m updates as Algorithm 1 does, which costs one step instead of up to m, and lets
+    fakes be up to m - 1 updates old. The gradient goes through the last step in both."""
+    head_updates: int = 1
+    """Updates of the heads for each of the student; the paper gives equal counts."""
+    heads: str = "timestep"
+    """"timestep": heads of their own for every key time (the paper's), or one "shared" by all."""
+    head_kind: str = "spatial"
+    """"spatial": 2-D convolutions on every latent frame, as published; "spatial_temporal" adds 1-D
+    ones along time (SF-V), should students learn to stand still."""
+    head_conditioning: bool = False
+    """Project the prompt onto the heads' features (StyleGAN-T, SF-V); the paper tells none."""
     head_width: int = 256
     """Channels of a head."""
     feature_blocks: tuple[int, ...] | None = None
@@ -70,18 +113,31 @@ class Recipe:
     clean_time_shift: float | None = None
     """How the frozen teacher is shown clean latents (k = 0): None at t = 0 as published, a number s
     at times drawn from shift_s(U(0, 1)) (Seaweed-APT, s = 12), should t = 0 tell too little."""
+    r1: str = "approximate"
+    """The regulariser that `r1_weight` weighs: "approximate" R1 by finite noise on real latents
+    (Seaweed-APT), or the R1 gradient penalty on the heads' input "features" (SF-V)."""
     r1_weight: float = 0.0
-    """Weight of the heads' approximate R1 on real latents; the paper needs none. Try 0.1 to 100
-    where real_accuracy and fake_accuracy stay near 1."""
+    """Weight of the heads' R1; the paper needs none. Try 0.1 to 100 (features: 1e-5 to 1e-4) where
+    real_accuracy and fake_accuracy stay near 1."""
     r1_sigma: float = 0.1
     """Size of the noise of that regulariser."""
+
+    validate_every: int = 0
+    """Updates between looks at fixed clips, student beside teacher; 0 never looks."""
+    validation_clips: int = 4
+    """Recorded trajectories that are looked at; two samples of one prompt tell diversity."""
+    best_by: str | None = None
+    """Figure of the looks by which the best student is kept and returned: "latent_mse" to the
+    teacher's own result, or nearness of "motion", "saturation" or "diversity" to the teacher's."""
+    patience: int | None = None
+    """Stop after so many looks in a row that are no better by `best_by`; None never stops early."""
 
     seed: int = 0
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for check in (_check_numbers, _check_names, _check_shapes):
+        for check in (_check_numbers, _check_names, _check_shapes, _check_together):
             check(self)
 
     def times(self, grid: Times) -> Times:
@@ -116,8 +172,10 @@ class Recipe:
 def _check_numbers(recipe: Recipe) -> None:
     rules = [
         (1, None, ("student_steps", "train_steps", "batch_size", "accumulate", "head_width")),
-        (1, None, ("checkpoint_every", "keep_checkpoints")),
+        (1, None, ("checkpoint_every", "keep_checkpoints", "trajectories", "head_updates")),
+        (1, None, ("validation_clips", "patience")),
         (0, None, ("warmup", "weight_decay", "trajectory_weight", "adv_weight", "r1_weight")),
+        (0, None, ("swap_blocks", "validate_every")),
         (0, 1, ("ema",)),
     ]
     for low, high, names in rules:
@@ -138,9 +196,9 @@ def _check_numbers(recipe: Recipe) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
-    for name, choices in (("schedule", SCHEDULES), ("gan_loss", GAN_NAMES)):
-        if getattr(recipe, name) not in choices:
-            value = getattr(recipe, name)
+    for name, choices in CHOICES.items():
+        value = getattr(recipe, name)
+        if value not in choices and not (value is None and name == "best_by"):
             raise AccVideoError(f"recipe.{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
@@ -158,6 +216,31 @@ def _check_shapes(recipe: Recipe) -> None:
         raise AccVideoError(
             f"recipe.key_times holds {len(recipe.key_times)} times; {recipe.student_steps} "
             f"student steps need {recipe.student_steps + 1}"
+        )
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Fields that need one another."""
+    if recipe.swap_blocks and recipe.lora is None:
+        raise AccVideoError(
+            f"recipe.swap_blocks is {recipe.swap_blocks}, but weights that are trained cannot wait "
+            "in main memory; train a LoRA, or set it to 0"
+        )
+    if recipe.swap_blocks and not recipe.gradient_checkpointing:
+        raise AccVideoError(
+            f"recipe.swap_blocks is {recipe.swap_blocks}, which needs gradient_checkpointing; "
+            "switch that on, or set swap_blocks to 0"
+        )
+    for name in ("best_by", "patience"):
+        if getattr(recipe, name) is not None and not recipe.validate_every:
+            raise AccVideoError(
+                f"recipe.{name} is {getattr(recipe, name)}, but nothing is looked at; "
+                "set validate_every, such as 100"
+            )
+    if recipe.patience is not None and recipe.best_by is None:
+        raise AccVideoError(
+            f"recipe.patience is {recipe.patience} without a figure to go by; "
+            f"set best_by to one of {', '.join(CHOICES['best_by'])}"
         )
 
 
@@ -185,6 +268,7 @@ PRESETS: dict[str, Recipe] = {
     for recipe in (
         # As published: full fine-tuning of all weights, 1200 updates of 32 samples.
         _PAPER,
+        replace(_PAPER, name="accvideo"),  # the same under the name people look for
         # One card: the same with adapters, and only Eq. 6.
         replace(_PAPER, name="trajectory", adversarial=False, lora=LoraSpec(), lr=1e-4, warmup=20),
         # One card: adapters, Eq. 6 and Eq. 7, usually from a trajectory student.

@@ -69,6 +69,12 @@ def test_chosen_key_times_win_over_the_grid() -> None:
         ({"keep_checkpoints": 0}, "recipe.keep_checkpoints is 0"),
         ({"clean_time_shift": 0.0}, "recipe.clean_time_shift is 0.0"),
         ({"feature_blocks": ()}, "recipe.feature_blocks is empty"),
+        ({"rollout": "lazy"}, "'lazy'; choose one of direct, queued"),
+        ({"best_by": "beauty", "validate_every": 5}, "'beauty'; choose one of latent_mse, motion"),
+        ({"swap_blocks": 4, "lora": None}, "weights that are trained cannot wait in main memory"),
+        ({"swap_blocks": 4}, "needs gradient_checkpointing"),
+        ({"best_by": "motion"}, "but nothing is looked at; set validate_every"),
+        ({"patience": 2, "validate_every": 5}, "without a figure to go by; set best_by"),
     ],
 )
 def test_values_out_of_range_are_named(change: dict[str, Any], message: str) -> None:
