@@ -159,6 +159,12 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
         help="change a field of the recipe, such as lr=1e-4 or lora.rank=16 or lora=null",
     )
     parser.add_argument("--out", type=Path, help="student file to write (RUN/student.safetensors)")
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        metavar="DATASET",
+        help="dataset whose clips are looked at every validate_every updates (the training one)",
+    )
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:

@@ -298,12 +298,26 @@ def _train(
 ) -> None:
     from .distill.trainer import distill as work
     from .export import save_student
+    from .trajectories.store import TrajectoryDataset
 
+    validation = None if args.validation is None else TrajectoryDataset.open(args.validation)
+    # Without a VAE looks measure latents; with one it is loaded at the first look.
+    decode = None if teacher.vae_path is None else lambda latents: teacher.vae.decode(latents)
     with Terminal(sys.stderr) as terminal:
-        result = work(teacher.model, dataset, recipe, args.run, start=start, monitor=terminal)
+        result = work(
+            teacher.model,
+            dataset,
+            recipe,
+            args.run,
+            start=start,
+            validation=validation,
+            decode=decode,
+            monitor=terminal,
+        )
     path = save_student(result.student, args.out or args.run / STUDENT_FILE)
-    last = result.losses[-50:]
-    print(f"student after {len(result.losses)} updates is in {path}", end="")
+    last, best = result.losses[-50:], result.best_step
+    of = "" if best is None else f", the best by {recipe.best_by} after {best} of them,"
+    print(f"student after {len(result.losses)} updates{of} is in {path}", end="")
     print(f" (loss {sum(last) / len(last):.4g})" if last else "")
 
 

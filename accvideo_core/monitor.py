@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
@@ -18,7 +19,9 @@ class Progress:
     """One step of long work: `step` of `total` in `stage` ("record", "distill", "sample", ...).
 
     `metrics` are the step's figures (loss, ...). `preview`, when set, makes an estimate of the
-    clean latents [B, C, T, H, W] in model space; call it only when a picture is wanted.
+    clean latents [B, C, T, H, W] in model space; call it only when a picture is wanted. `notes` are
+    sentences that should be shown, each told once. `picture` is the file of the last picture that
+    the work has made of itself.
     """
 
     stage: str
@@ -26,6 +29,8 @@ class Progress:
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     preview: Callable[[], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+    picture: Path | None = None
 
 
 Monitor = Callable[[Progress], None]

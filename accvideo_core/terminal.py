@@ -57,6 +57,8 @@ class Terminal:
         elif not self.live and now - self._written >= _QUIET_SECONDS:
             self._write(self._last + "\n")
             self._written, self._last = now, ""
+        for note in progress.notes:
+            self.say(note)
         if self.stopping:
             raise Cancelled
 

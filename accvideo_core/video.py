@@ -25,7 +25,7 @@ def write_video(path: Path, frames: Tensor, fps: float, upscale: int = 1) -> Pat
 
     Args:
         path: the file; it appears whole or not at all.
-        frames: [T, H, W, 3], clamped to [0, 1].
+        frames: [T, H, W, 3], clamped to [0, 1]; or uint8.
         fps: frames per second.
         upscale: every pixel becomes `upscale` x `upscale` pixels. An odd height or width then gets
             its last row or column twice, because yuv420p needs even sizes.
@@ -67,7 +67,8 @@ def side_by_side(clips: Sequence[Tensor], gap: int = 2) -> Tensor:
     if not clips or any(clip.shape != clips[0].shape for clip in clips):
         shapes = [tuple(clip.shape) for clip in clips]
         raise AccVideoError(f"clips of shape {shapes} cannot stand side by side; give equal shapes")
-    white = clips[0].new_ones(*clips[0].shape[:2], gap, 3)
+    most = 255 if clips[0].dtype == torch.uint8 else 1
+    white = clips[0].new_full((*clips[0].shape[:2], gap, 3), most)
     parts = [part for clip in clips for part in (white, clip)][1:]
     return torch.cat(parts, dim=2)
 
@@ -82,7 +83,9 @@ def _pixels(frames: Tensor, upscale: int) -> Tensor:
         raise AccVideoError("frames hold NaN or infinite values; sample the clip again")
     if upscale < 1:
         raise AccVideoError(f"upscale is {upscale}, but it must be a whole number of at least 1")
-    pixels = (frames.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = frames.detach().cpu()
+    if pixels.dtype != torch.uint8:
+        pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(upscale, 1).repeat_interleave(upscale, 2)
     for axis in (1, 2):
         if pixels.shape[axis] % 2:

@@ -53,6 +53,13 @@ def last_step(run: Path) -> int:
     return max((int(path.stem) for path in _saved(run)), default=0)
 
 
+def kept(run: Path) -> str:
+    """Which checkpoint a run that cannot go on still has, in words."""
+    if not _saved(run):
+        return "this run has no checkpoint yet"
+    return f"this run keeps its checkpoint of update {last_step(run)}"
+
+
 def _folder(run: Path) -> Path:
     return run / "checkpoints"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,23 @@ class Role:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The optimiser's state in main memory during the block, afterwards where it was."""
+        moved = [
+            (state, key, x.device)
+            for state in self.optimizer.state.values()
+            for key, x in state.items()
+            if isinstance(x, Tensor) and x.device.type != "cpu"
+        ]
+        for state, key, _ in moved:
+            state[key] = state[key].to("cpu")
+        try:
+            yield
+        finally:
+            for state, key, device in moved:
+                state[key] = state[key].to(device)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and AdamW's moments, as float32 CPU tensors under flat names."""
         state = {f"value:{name}": p for name, p in self.parameters.items()}
@@ -93,6 +111,22 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in self.role.parameters.items():
             self.values[name].lerp_(p, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averaged values in the parameters during the block, and then back, bit for bit."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, p in self.role.parameters.items():
+            kept = p.detach().clone()
+            p.copy_(self.values[name])
+            self.values[name].copy_(kept)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, x in state.items():

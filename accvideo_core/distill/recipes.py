@@ -244,7 +244,7 @@ def _check_together(recipe: Recipe) -> None:
         )
 
 
-_PAPER = Recipe(name="paper", adversarial=True, lora=None)
+_PAPER = Recipe(name="paper", adversarial=True, lora=None, validate_every=100)
 _TINY = Recipe(
     name="tiny-trajectory",
     lora=LoraSpec(rank=64),

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import AccVideoError
 from ..files import read_json, write_json
 from ..models.video_model import VideoModel
+from ..student_file import load_student
 from ..trajectories.store import TrajectoryDataset
 from .checkpoint import load_checkpoint
 from .optimiser import Role
@@ -17,8 +18,14 @@ from .recipes import Recipe
 from .student import Student, StudentInfo
 
 CONFIG_FILE = "config.json"
+BEST_FILE = "best.safetensors"
+"""The best student so far, where the recipe says by which figure."""
+
 FORMAT = 1
-_FREE = ("recipe.name", "recipe.checkpoint_every", "recipe.keep_checkpoints", "dataset.name")
+_FREE = (
+    *("recipe.name", "recipe.checkpoint_every", "recipe.keep_checkpoints", "dataset.name"),
+    *("recipe.validate_every", "recipe.validation_clips", "recipe.best_by", "recipe.patience"),
+)
 
 
 def open_run(
@@ -54,7 +61,8 @@ def open_run(
 
 
 def student_of_run(folder: Path, teacher: VideoModel) -> Student:
-    """The student at a run's last checkpoint, with averaged weights if the run keeps them.
+    """The best student of a run that keeps one, or the one at its last checkpoint, with averaged
+    weights if the run keeps them.
 
     Raises:
         AccVideoError: no run there, no checkpoint yet, or `teacher` is not the run's.
@@ -68,6 +76,8 @@ def student_of_run(folder: Path, teacher: VideoModel) -> Student:
             f"run {folder.name!r} trains a student of another teacher ({info.base}) than "
             f"{teacher.source or 'this one'} ({teacher.fingerprint}); load its own teacher"
         )
+    if config["recipe"].get("best_by") and (folder / BEST_FILE).is_file():
+        return load_student(folder / BEST_FILE, teacher)
     found = load_checkpoint(folder)
     if found is None:
         raise AccVideoError(f"run {folder.name!r} has no checkpoint yet; train it first")

@@ -1,6 +1,6 @@
 """The training loop. It does not know which objective it runs, nor who watches it.
 
-    run folder:  config.json, metrics.jsonl, checkpoints/<step>.safetensors
+    run folder:  config.json, metrics.jsonl, checkpoints/<step>.safetensors, and watch.py's files
 
 All randomness follows from (recipe.seed, step), so a run that was cancelled or killed goes on from
 its last checkpoint with the same bits as if nothing had happened (on CPU).
@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from torch import Tensor
 from ..errors import AccVideoError
 from ..models.video_model import VideoModel
 from ..monitor import Monitor, Progress, silent
+from ..trajectories.stats import Decode
 from ..trajectories.store import TrajectoryDataset
 from .adversarial import build_adversarial, generate
 from .batch import KeyBatch, KeyStates
-from .checkpoint import last_step, load_checkpoint, save_checkpoint
+from .checkpoint import kept, load_checkpoint, save_checkpoint
 from .metrics import METRICS_FILE, append_metrics, read_metrics
 from .objective import Objective
 from .optimiser import Average, Role, lr_factor
@@ -32,6 +34,8 @@ from .recipes import Recipe
 from .run import open_run
 from .student import Student, StudentInfo, shared_copy
 from .trajectory import TrajectoryGuidance
+from .watch import Watch
+from .watch_words import broken
 
 _CALIBRATION = 8
 """Recorded samples that set the scale of the heads' inputs."""
@@ -45,6 +49,8 @@ class TrainResult:
     student: Student
     metrics_file: Path
     losses: list[float]
+    best_step: int | None = None
+    """Updates after which the student is the best one, where the recipe says by which figure."""
 
 
 def distill(
@@ -54,6 +60,8 @@ def distill(
     run_dir: Path,
     *,
     start: Student | None = None,
+    validation: TrajectoryDataset | None = None,
+    decode: Decode | None = None,
     monitor: Monitor = silent,
 ) -> TrainResult:
     """Train a student on `dataset` as `recipe` says, or go on where a run in `run_dir` stopped.
@@ -62,8 +70,10 @@ def distill(
         teacher: frozen; it recorded the dataset.
         run_dir: made when missing. The same folder with the same settings resumes.
         start: trained further instead of a fresh student; it stays as it is, a clone is trained.
-        monitor: called after every update with the stage "distill". When it raises, a checkpoint
-            is written and the exception goes on to the caller.
+        validation: whose clips are looked at while training; the default is `dataset`.
+        decode: makes frames of latents, so that these looks see pictures; see `Watch`.
+        monitor: called after every update with the stage "distill", and in a look with "look". When
+            it raises, a checkpoint is written and the exception goes on to the caller.
 
     Raises:
         AccVideoError: dataset, recipe, start and folder do not fit each other, or the loss is NaN.
@@ -73,23 +83,33 @@ def distill(
         _check_teacher(teacher, dataset, start)
         states = KeyStates(dataset, recipe.times(dataset.info.time_grid))
         info = _info(teacher, states, recipe, start)
+        watch = _watch(info, dataset, validation, recipe, run_dir, decode)
         open_run(run_dir, recipe, info, dataset, states.ids, start)
         student = Student.create(teacher, info, recipe.seed)
         if start is not None:
             student.load_state_dict(start.state_dict())
-        run = _Run(student, states, recipe, run_dir)
+        run = _Run(student, states, recipe, run_dir, watch)
         run.resume()
         run.train(monitor)
         metrics_file = run_dir / METRICS_FILE
         losses = [row["loss"] for row in read_metrics(metrics_file)]
-        return TrainResult(run.finished(), metrics_file, losses)
+        student = run.finished()
+        return TrainResult(student, metrics_file, losses, watch and watch.best_step)
 
 
 class _Run:
     """What a run holds in memory. `step` counts the updates done."""
 
-    def __init__(self, student: Student, states: KeyStates, recipe: Recipe, folder: Path) -> None:
+    def __init__(
+        self,
+        student: Student,
+        states: KeyStates,
+        recipe: Recipe,
+        folder: Path,
+        watch: Watch | None,
+    ) -> None:
         self.student, self.states, self.recipe, self.folder = student, states, recipe, folder
+        self.watch = watch
         self.step = 0
         self.roles = {"student": Role(student.trainable(), recipe.lr, recipe.betas, recipe)}
         self.objective: Objective = TrajectoryGuidance()
@@ -123,18 +143,34 @@ class _Run:
     def train(self, monitor: Monitor) -> None:
         """Updates until `train_steps`; checkpoints on the way, at the end and on cancelling."""
         recipe = self.recipe
-        while self.step < recipe.train_steps:
+        enough = self.look(monitor)
+        while self.step < recipe.train_steps and not enough:
             started = time.perf_counter()
             row = self.update()
             row["seconds"] = time.perf_counter() - started
             append_metrics(self.folder / METRICS_FILE, row)
-            if self.step % recipe.checkpoint_every == 0 or self.step == recipe.train_steps:
+            enough = self.look(monitor)
+            last = enough or self.step == recipe.train_steps
+            if last or self.step % recipe.checkpoint_every == 0:
                 self.save()
             try:
                 monitor(Progress("distill", self.step, recipe.train_steps, row, self.preview))
             except BaseException:
                 self.save()
                 raise
+
+    def look(self, monitor: Monitor) -> bool:
+        """Look at the student where it is time to, as it would be finished now; whether to stop."""
+        if self.watch is None or not self.watch.turn(self.step):
+            return False
+        try:
+            with self.average.in_place() if self.average else nullcontext():
+                return self.watch.look(self.step, self.student, self.roles.values(), monitor)
+        except AccVideoError:  # a broken student must not push good checkpoints out
+            raise
+        except BaseException:
+            self.save()
+            raise
 
     def update(self) -> dict[str, float]:
         """One optimiser update of every role on the key interval whose turn it is; its figures."""
@@ -172,14 +208,13 @@ class _Run:
 
     def check_finite(self, figures: Mapping[str, float], k: int) -> None:
         """Stop before a broken gradient reaches the weights."""
-        broken = [name for name, value in figures.items() if not math.isfinite(value)]
-        if not broken:
+        names = [name for name, value in figures.items() if not math.isfinite(value)]
+        if not names:
             return
-        kept = last_step(self.folder)
+        name, remedy = broken(names, self.recipe)
         raise AccVideoError(
-            f"{broken[0]} became {figures[broken[0]]} at update {self.step + 1} (k = {k}); start a "
-            f"new run with a learning rate below {self.recipe.lr:g} or a float32 teacher "
-            f"(this run keeps its checkpoint of update {kept})"
+            f"{name} became {figures[name]} at update {self.step + 1} (k = {k}); {remedy} "
+            f"({kept(self.folder)})"
         )
 
     def preview(self) -> Tensor:
@@ -195,7 +230,10 @@ class _Run:
         save_checkpoint(self.folder, self.step, parts, self.recipe.keep_checkpoints)
 
     def finished(self) -> Student:
-        """The student, with the averaged weights if the recipe asks for them."""
+        """The best student, or the last, with the averaged weights if the recipe asks for them."""
+        best = None if self.watch is None else self.watch.best_student(self.student)
+        if best is not None:
+            return best
         if self.average is not None:
             self.student.load_state_dict(self.average.values)
         info = self.student.info
@@ -221,6 +259,25 @@ def _info(
         recipe=recipe.as_dict(),
         steps_trained=0 if start is None else start.info.steps_trained,
     )
+
+
+def _watch(
+    info: StudentInfo,
+    dataset: TrajectoryDataset,
+    validation: TrajectoryDataset | None,
+    recipe: Recipe,
+    folder: Path,
+    decode: Decode | None,
+) -> Watch | None:
+    if recipe.validate_every:
+        looked_at = dataset if validation is None else validation
+        return Watch(info, looked_at, recipe, folder, decode)
+    if validation is not None:
+        raise AccVideoError(
+            f"dataset {validation.folder.name!r} was given to look at, but recipe.validate_every "
+            "is 0; set it, such as to 100"
+        )
+    return None
 
 
 def _check_teacher(teacher: VideoModel, dataset: TrajectoryDataset, start: Student | None) -> None:
