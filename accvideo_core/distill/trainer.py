@@ -166,7 +166,8 @@ class _Run:
         try:
             with self.average.in_place() if self.average else nullcontext():
                 return self.watch.look(self.step, self.student, self.roles.values(), monitor)
-        except AccVideoError:  # a broken student must not push good checkpoints out
+        except (AccVideoError, KeyboardInterrupt):
+            # A broken student, or averaged weights half in place, must not push checkpoints out.
             raise
         except BaseException:
             self.save()
