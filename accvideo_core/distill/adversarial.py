@@ -9,40 +9,30 @@ P patch logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..flow import euler_states, shift_time
+from ..errors import AccVideoError
+from ..flow import shift_time
 from ..models.video_model import VideoModel
 from .batch import KeyBatch
-from .heads import TimestepHeads
-from .objective import Term
+from .head import Head
+from .heads import Heads, over_heads
+from .objective import Phase, Term
+from .projection import prompt_vector
 from .recipes import Recipe
+from .rollout import DirectRollout, Rollout
 from .student import Student
 from .trajectory import trajectory_loss
 
 
-def generate(student: Student, batch: KeyBatch, k: int) -> Tensor:
-    """The student's latent l^gen_{t'_k} [B, C, T, H, W], rolled from the fresh noise `batch.z`.
-
-    Algorithm 1, lines 15-18. The paper's queues spread one rollout over m updates; here every
-    update rolls afresh. Either way the gradient goes through the last Euler step only.
-    """
-    falling = batch.t[::-1]
-    states = euler_states(lambda x, t: student.velocity(x, t, batch.cond), batch.z, falling)
-    with torch.no_grad():
-        for _ in range(batch.steps - k):
-            next(states)  # z, ..., l^gen_{t'_{k+1}}
-    return next(states)
-
-
 @dataclass(frozen=True, slots=True)
 class GanLoss:
-    """The two sides of the game over patch logits; a positive logit says "real"."""
+    """The two sides of the game over one head's patch logits; a positive logit says "real"."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     """(logits of real, logits of fake) -> scalar."""
@@ -74,27 +64,64 @@ class Adversarial:
     recipe: Recipe
     teacher: VideoModel
     """Frozen v_theta of Eq. 8."""
-    heads: TimestepHeads
+    heads: Heads
+    rollout: Rollout
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Further updates of the heads, each on a batch of its own; then the student's."""
+        more = [Phase(self.heads_alone, f"heads/{i}") for i in range(1, self.recipe.head_updates)]
+        if self.recipe.updates == "separate":
+            return (*more, Phase(self.guidance), Phase(self.game))
+        return (*more, Phase(self))
 
     def __call__(self, student: Student, batch: KeyBatch, k: int) -> Iterator[Term]:
-        gan = GAN_LOSSES[self.recipe.gan_loss]
+        yield from self.guidance(student, batch, k)
+        yield from self.game(student, batch, k)
+
+    def guidance(self, student: Student, batch: KeyBatch, k: int) -> Iterator[Term]:
+        """L_traj, Eq. 6."""
         yield Term("trajectory", trajectory_loss(student, batch, k), self.recipe.trajectory_weight)
 
-        fake = self.features(generate(student, batch, k), batch, k)
-        yield Term("generator", gan.generator(self.heads(k, fake)), self.recipe.adv_weight)
+    def game(self, student: Student, batch: KeyBatch, k: int) -> Iterator[Term]:
+        """L_adv, Eq. 7: the student's side and the heads'."""
+        fakes = self.rollout(student, batch, k)
+        fake = self.features(fakes.latents, fakes.batch, k)
+        judged = self.heads(k, fake, fakes.batch.cond)
+        loss = over_heads(GAN_LOSSES[self.recipe.gan_loss].generator, judged)
+        yield Term("generator", loss, self.recipe.adv_weight)
+        yield self.discriminator(fake, fakes.batch, k)
 
+    @torch.no_grad()
+    def unseen(self, student: Student, batch: KeyBatch, k: int) -> tuple[list[Tensor], KeyBatch]:
+        """Features of fakes that the student does not learn from, and the batch they belong to."""
+        fakes = self.rollout(student, batch, k, advance=False)
+        return self.features(fakes.latents, fakes.batch, k), fakes.batch
+
+    def heads_alone(self, student: Student, batch: KeyBatch, k: int) -> Iterator[Term]:
+        """The heads' side of L_adv."""
+        yield self.discriminator(*self.unseen(student, batch, k), k)
+
+    def discriminator(self, fake: Sequence[Tensor], batch: KeyBatch, k: int) -> Term:
+        """The heads' loss on features of fakes and of the batch's real latents."""
+        recipe = self.recipe
         with torch.no_grad():
             real = self.features(batch.latents[k], batch, k)
-        d_real = self.heads(k, real)
-        d_fake = self.heads(k, [x.detach() for x in fake])
-        loss = gan.discriminator(d_real, d_fake)
-        if self.recipe.r1_weight:
-            loss = loss + self.recipe.r1_weight * self.smoothness(d_real, batch, k)
+        if penalised := recipe.r1_weight > 0 and recipe.r1 == "features":
+            real = [x.detach().float().requires_grad_() for x in real]
+        d_real = self.heads(k, real, batch.cond)
+        d_fake = self.heads(k, [x.detach() for x in fake], batch.cond)
+        loss = over_heads(GAN_LOSSES[recipe.gan_loss].discriminator, d_real, d_fake)
+        if penalised:
+            penalty = gradient_penalty(self.heads.of(k), self.heads.inputs(real), d_real)
+            loss = loss + recipe.r1_weight * penalty
+        elif recipe.r1_weight:
+            loss = loss + recipe.r1_weight * self.smoothness(d_real, batch, k)
         figures = {
-            "real_accuracy": (d_real > 0).float().mean(),
-            "fake_accuracy": (d_fake < 0).float().mean(),
+            "real_accuracy": over_heads(lambda real: (real > 0).float().mean(), d_real),
+            "fake_accuracy": over_heads(lambda fake: (fake < 0).float().mean(), d_fake),
         }
-        yield Term("discriminator", loss, trains_heads=True, figures=figures)
+        return Term("discriminator", loss, trains_heads=True, figures=figures)
 
     def features(self, l: Tensor, batch: KeyBatch, k: int) -> list[Tensor]:  # noqa: E741
         """The frozen teacher's features of latents at t'_k, each [B, T, h, w, D] (Eq. 8)."""
@@ -109,7 +136,7 @@ class Adversarial:
             return batch.t[k]
         return torch.tensor([shift_time(u, shift) for u in batch.u.tolist()])
 
-    def smoothness(self, d_real: Tensor, batch: KeyBatch, k: int) -> Tensor:
+    def smoothness(self, d_real: Sequence[Tensor], batch: KeyBatch, k: int) -> Tensor:
         """Approximate R1 (Seaweed-APT): how far D moves when real latents move by sigma noise.
 
         `batch.z` has nothing to do with the real latents and serves as that noise.
@@ -117,7 +144,29 @@ class Adversarial:
         with torch.no_grad():
             near = batch.latents[k] + self.recipe.r1_sigma * batch.z
             features = self.features(near, batch, k)
-        return F.mse_loss(self.heads(k, features), d_real)
+        return over_heads(F.mse_loss, self.heads(k, features, batch.cond), d_real)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.rollout.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rollout.load_state_dict(state)
+
+
+def gradient_penalty(
+    heads: Sequence[Head], features: Sequence[Tensor], logits: Sequence[Tensor]
+) -> Tensor:
+    """R1 on the heads' inputs: the squared gradient norm of a patch logit, averaged over patches.
+
+    || grad_x D ||^2 with respect to the standardised features, so that one weight suits every
+    backbone, block and size of clip. `features` are leaves that `logits` were computed from. The
+    backbone lies outside: nothing is differentiated twice but the heads.
+    """
+    penalties = []
+    for head, x, d in zip(heads, features, logits, strict=True):
+        (gradient,) = torch.autograd.grad(d.sum(), x, create_graph=True)
+        penalties.append((gradient * head.std).square().sum() / d.numel())
+    return torch.stack(penalties).mean()
 
 
 def feature_blocks(
@@ -129,9 +178,29 @@ def feature_blocks(
     return [(teacher.feature_block(t),) for t in rising[:-1]]
 
 
+def check_features(recipe: Recipe, teacher: VideoModel) -> None:
+    """
+    Raises:
+        AccVideoError: the teacher cannot give the features that the recipe asks for.
+    """
+    blocks, last = recipe.feature_blocks or (), teacher.num_blocks - 1
+    if wrong := [block for block in blocks if block > last]:
+        raise AccVideoError(
+            f"recipe.feature_blocks holds {wrong[0]}, but this network's blocks are 0 to {last}; "
+            "name some of those, or use None"
+        )
+    if recipe.clean_time_shift is not None and teacher.family.experts > 1:
+        raise AccVideoError(
+            f"recipe.clean_time_shift is {recipe.clean_time_shift}, whose times fall to both of "
+            "this model's experts, which have features of their own; set it to None"
+        )
+
+
 @torch.no_grad()
-def build_adversarial(recipe: Recipe, teacher: VideoModel, batch: KeyBatch) -> Adversarial:
-    """The objective with fresh heads, whose geometry and scale follow from the real `batch`.
+def build_adversarial(
+    recipe: Recipe, teacher: VideoModel, batch: KeyBatch, rollout: Rollout | None = None
+) -> Adversarial:
+    """The objective with fresh heads, whose widths and scales follow from the real `batch`.
 
     The teacher sees one sample at a time, so that any batch fits.
     """
@@ -139,11 +208,13 @@ def build_adversarial(recipe: Recipe, teacher: VideoModel, batch: KeyBatch) -> A
     blocks = feature_blocks(recipe, teacher, batch.t)
     wanted = sorted({block for per_time in blocks for block in per_time})
     found = teacher.features(samples[0].latents[0], batch.t[0], samples[0].cond, wanted)
-    shapes = {block: tuple(x.shape[2:]) for block, x in zip(wanted, found, strict=True)}
-    heads = TimestepHeads(blocks, shapes, recipe.head_width, recipe.seed)  # type: ignore[arg-type]
-    game = Adversarial(recipe, teacher, heads.to(teacher.device))
-    for k in range(batch.steps):
-        real = [game.features(sample.latents[k], sample, k) for sample in samples]
-        for head, features in zip(heads.of(k), zip(*real, strict=True), strict=True):
-            head.calibrate(features)
+    widths = {block: x.shape[-1] for block, x in zip(wanted, found, strict=True)}
+    prompt = prompt_vector(batch.cond).shape[1] if recipe.head_conditioning else None
+    heads = Heads(blocks, widths, recipe, prompt).to(teacher.device)
+    game = Adversarial(recipe, teacher, heads, rollout or DirectRollout())
+    heads.calibrate(
+        (k, game.features(sample.latents[k], sample, k))
+        for k in range(batch.steps)
+        for sample in samples
+    )
     return game

@@ -8,8 +8,8 @@ Shapes: B batch, m student steps, C channels, T latent frames, H, W latent size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class KeyBatch:
     """[B, C, T, H, W] fresh noise; not the trajectories' own (Alg. 1, line 15)."""
     u: Tensor
     """[B] fresh uniform numbers, for objectives that draw a time."""
+    records: tuple[int, ...] = ()
+    """Numbers of the samples' trajectories among those of the run."""
+    step: int = 0
+    """The update (from 0) that it was drawn for."""
 
     @property
     def steps(self) -> int:
@@ -48,24 +52,31 @@ class KeyBatch:
         size = self.z.shape[0] // parts
         for start in range(0, self.z.shape[0], size):
             rows = slice(start, start + size)
-            cond = self.cond.select(rows)
-            yield KeyBatch(self.latents[:, rows], self.t, cond, self.z[rows], self.u[rows])
+            yield replace(
+                self,
+                latents=self.latents[:, rows],
+                cond=self.cond.select(rows),
+                z=self.z[rows],
+                u=self.u[rows],
+                records=self.records[rows],
+            )
 
 
 class KeyStates:
     """A dataset's states at the key times; in memory when they are small."""
 
-    def __init__(self, dataset: TrajectoryDataset, key_times: Times) -> None:
+    def __init__(
+        self, dataset: TrajectoryDataset, key_times: Times, count: int | None = None
+    ) -> None:
         """
+        Args:
+            count: only the first trajectories, by id; None takes all.
+
         Raises:
-            AccVideoError: the dataset is empty, or a key time was not recorded.
+            AccVideoError: the dataset holds too few trajectories, or a key time was not recorded.
         """
         self.dataset = dataset
-        self.ids = dataset.ids()
-        if not self.ids:
-            raise AccVideoError(
-                f"dataset {dataset.folder.name!r} holds no trajectories; record some first"
-            )
+        self.ids = _first(dataset, count)
         self.t = tuple(reversed(key_times))
         self._rows = _stored_rows(dataset, self.t)
         self.shape = dataset.info.shape
@@ -79,14 +90,21 @@ class KeyStates:
     def batch(self, size: int, seed: int, step: object, device: torch.device) -> KeyBatch:
         """The batch of one step, a function of the arguments alone."""
         drawn = self._draw(size, key_generator(seed, "data", step))
-        records = [self._record(self.ids[i]) for i in drawn]
         noise = key_generator(seed, "noise", step)
+        z = torch.randn(size, *self.shape, generator=noise).to(device)
+        u = torch.rand(size, generator=noise).to(device)
+        return self.gather(drawn, z, u)
+
+    def gather(self, records: Sequence[int], z: Tensor, u: Tensor) -> KeyBatch:
+        """The batch of these records, by number, with given noise [B, C, T, H, W] and u [B]."""
+        found = [self._record(self.ids[i]) for i in records]
         return KeyBatch(
-            latents=torch.stack([states for states, _ in records], dim=1).to(device),
+            latents=torch.stack([states for states, _ in found], dim=1).to(z.device),
             t=self.t,
-            cond=Condition.cat([cond for _, cond in records]).to(device),
-            z=torch.randn(size, *self.shape, generator=noise).to(device),
-            u=torch.rand(size, generator=noise).to(device),
+            cond=Condition.cat([cond for _, cond in found]).to(z.device),
+            z=z,
+            u=u,
+            records=tuple(records),
         )
 
     def _draw(self, size: int, generator: torch.Generator) -> list[int]:
@@ -107,6 +125,20 @@ class KeyStates:
         if self._keep:
             self._held[id] = record
         return record
+
+
+def _first(dataset: TrajectoryDataset, count: int | None) -> list[str]:
+    ids = dataset.ids()
+    if not ids:
+        raise AccVideoError(
+            f"dataset {dataset.folder.name!r} holds no trajectories; record some first"
+        )
+    if count is not None and count > len(ids):
+        raise AccVideoError(
+            f"recipe.trajectories is {count}, but dataset {dataset.folder.name!r} holds "
+            f"{len(ids)}; ask for fewer, or record more"
+        )
+    return ids[:count]
 
 
 def _stored_rows(dataset: TrajectoryDataset, times: Times) -> list[int]:

@@ -1,14 +1,41 @@
-"""metrics.jsonl: one line of figures per update, only ever appended to."""
+"""The figures of an update, and metrics.jsonl: a line of them each, only ever appended to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from ..files import append_lines
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class Means:
+    """Means of figures over the parts of a batch and the key intervals of an update.
+
+    Where there are several intervals, each one's figures are kept as well: "generator_k3" and so
+    on. Numbers stay on the device until they are read.
+    """
+
+    def __init__(self, ks: Sequence[int], parts: int) -> None:
+        self.ks, self.parts = ks, parts
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, figures: Mapping[str, Tensor], k: int) -> None:
+        """Take in the figures of one part at key interval k."""
+        for name, value in figures.items():
+            self._add(name, value / (self.parts * len(self.ks)))
+            if len(self.ks) > 1 and name != "loss":
+                self._add(f"{name}_k{k}", value / self.parts)
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.sums.items()}
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
 
 
 def append_metrics(path: Path, row: Mapping[str, float]) -> None:

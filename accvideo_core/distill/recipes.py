@@ -6,6 +6,7 @@ one field here, with our default and its reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -49,8 +50,9 @@ class Recipe:
     train_steps: int = 1200
     """Optimiser updates."""
     iteration: str = "interval"
-    """What one update trains: an "interval" k, where k runs m-1, ..., 0 and again, or a whole
-    "sweep" over all k. With an interval, 1200 updates of 32 samples are the paper's 38.4K."""
+    """What one update trains: an "interval" k, where k runs m-1, ..., 0 and again, or the mean over
+    a whole "sweep" of all k on the same samples. Either way 1200 updates of 32 samples are the
+    paper's 38.4K; a sweep computes m times as much."""
     trajectories: int | None = None
     """Learn from this many of the dataset's trajectories, the first by id; None takes all."""
     batch_size: int = 32
@@ -97,14 +99,17 @@ class Recipe:
     a rollout over m updates as Algorithm 1 does, which costs one step instead of up to m, and lets
     fakes be up to m - 1 updates old. The gradient goes through the last step in both."""
     head_updates: int = 1
-    """Updates of the heads for each of the student; the paper gives equal counts."""
+    """Updates of the heads for each of the student; the paper gives equal counts. Every further one
+    reads a batch of its own; with queues, it looks at the waiting fakes once more."""
     heads: str = "timestep"
-    """"timestep": heads of their own for every key time (the paper's), or one "shared" by all."""
+    """"timestep": heads of their own for every key time (the paper's), or one "shared" by all key
+    times that look at the same block (all of them where `feature_blocks` are named)."""
     head_kind: str = "spatial"
     """"spatial": 2-D convolutions on every latent frame, as published; "spatial_temporal" adds 1-D
     ones along time (SF-V), should students learn to stand still."""
     head_conditioning: bool = False
-    """Project the prompt onto the heads' features (StyleGAN-T, SF-V); the paper tells none."""
+    """Project the prompt onto the heads' features, and the frame's index onto the spatial ones'
+    (SF-V, StyleGAN-T); the paper tells none."""
     head_width: int = 256
     """Channels of a head."""
     feature_blocks: tuple[int, ...] | None = None
@@ -137,7 +142,7 @@ class Recipe:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for check in (_check_numbers, _check_names, _check_shapes, _check_together):
+        for check in (_check_types, _check_numbers, _check_names, _check_shapes, _check_together):
             check(self)
 
     def times(self, grid: Times) -> Times:
@@ -169,15 +174,29 @@ class Recipe:
         return cls(**values)
 
 
+_COUNTS = (
+    *("student_steps", "train_steps", "batch_size", "accumulate", "head_width", "trajectories"),
+    *("head_updates", "validation_clips", "patience", "checkpoint_every", "keep_checkpoints"),
+)
+_COUNTS_OR_ZERO = ("warmup", "swap_blocks", "validate_every")
+_WEIGHTS = ("weight_decay", "trajectory_weight", "adv_weight", "r1_weight")
+
+
+def _check_types(recipe: Recipe) -> None:
+    """What JSON and a command line could bring by mistake."""
+    for field in fields(recipe):
+        name, value = field.name, getattr(recipe, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise AccVideoError(f"recipe.{name} is {value!r}; it must be true or false")
+        whole = name in (*_COUNTS, *_COUNTS_OR_ZERO, "seed") and value is not None
+        if whole and not isinstance(value, int):
+            raise AccVideoError(f"recipe.{name} is {value!r}; it must be a whole number")
+        if isinstance(value, float) and math.isinf(value):
+            raise AccVideoError(f"recipe.{name} is {value}; it must be finite")
+
+
 def _check_numbers(recipe: Recipe) -> None:
-    rules = [
-        (1, None, ("student_steps", "train_steps", "batch_size", "accumulate", "head_width")),
-        (1, None, ("checkpoint_every", "keep_checkpoints", "trajectories", "head_updates")),
-        (1, None, ("validation_clips", "patience")),
-        (0, None, ("warmup", "weight_decay", "trajectory_weight", "adv_weight", "r1_weight")),
-        (0, None, ("swap_blocks", "validate_every")),
-        (0, 1, ("ema",)),
-    ]
+    rules = [(1, None, _COUNTS), (0, None, _COUNTS_OR_ZERO + _WEIGHTS), (0, 1, ("ema",))]
     for low, high, names in rules:
         for name in names:
             value = getattr(recipe, name)
@@ -189,9 +208,10 @@ def _check_numbers(recipe: Recipe) -> None:
         if value is not None and not value > 0:
             raise AccVideoError(f"recipe.{name} is {value}; it must be positive")
     for name in ("betas", "head_betas"):
-        if any(not 0 <= beta < 1 for beta in getattr(recipe, name)):
+        betas = getattr(recipe, name)
+        if len(betas) != 2 or any(not 0 <= beta < 1 for beta in betas):
             raise AccVideoError(
-                f"recipe.{name} is {getattr(recipe, name)}; both must be at least 0 and below 1"
+                f"recipe.{name} is {betas}; it holds two numbers of at least 0 and below 1"
             )
 
 
@@ -205,6 +225,11 @@ def _check_names(recipe: Recipe) -> None:
 def _check_shapes(recipe: Recipe) -> None:
     if recipe.feature_blocks == ():
         raise AccVideoError("recipe.feature_blocks is empty; name a block, or use None")
+    blocks = recipe.feature_blocks or ()
+    if any(block < 0 for block in blocks) or len(set(blocks)) < len(blocks):
+        raise AccVideoError(
+            f"recipe.feature_blocks is {blocks}; name every block once, counted from 0"
+        )
     if recipe.batch_size % recipe.accumulate:
         raise AccVideoError(
             f"recipe.accumulate is {recipe.accumulate}, which does not divide "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +24,14 @@ from ..models.video_model import VideoModel
 from ..monitor import Monitor, Progress, silent
 from ..trajectories.stats import Decode
 from ..trajectories.store import TrajectoryDataset
-from .adversarial import build_adversarial, generate
+from .adversarial import build_adversarial, check_features
 from .batch import KeyBatch, KeyStates
 from .checkpoint import kept, load_checkpoint, save_checkpoint
-from .metrics import METRICS_FILE, append_metrics, read_metrics
-from .objective import Objective
+from .metrics import METRICS_FILE, Means, append_metrics, read_metrics
+from .objective import Objective, Terms
 from .optimiser import Average, Role, lr_factor
 from .recipes import Recipe
+from .rollout import build_rollout, generate
 from .run import open_run
 from .student import Student, StudentInfo, shared_copy
 from .trajectory import TrajectoryGuidance
@@ -81,11 +82,12 @@ def distill(
     # ComfyUI runs nodes in inference mode, where nothing can be trained.
     with torch.inference_mode(False), torch.enable_grad():
         _check_teacher(teacher, dataset, start)
-        states = KeyStates(dataset, recipe.times(dataset.info.time_grid))
+        check_features(recipe, teacher)
+        states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
         info = _info(teacher, states, recipe, start)
         watch = _watch(info, dataset, validation, recipe, run_dir, decode)
-        open_run(run_dir, recipe, info, dataset, states.ids, start)
         student = Student.create(teacher, info, recipe.seed)
+        open_run(run_dir, recipe, info, dataset, states.ids, start)
         if start is not None:
             student.load_state_dict(start.state_dict())
         run = _Run(student, states, recipe, run_dir, watch)
@@ -122,7 +124,8 @@ class _Run:
             _checkpoint_activations(teacher)
         if recipe.adversarial:
             real = states.batch(_CALIBRATION, recipe.seed, "calibration", self.device)
-            adversarial = build_adversarial(recipe, teacher, real)
+            rollout = build_rollout(recipe, states)
+            adversarial = build_adversarial(recipe, teacher, real, rollout)
             heads, head_lr = dict(adversarial.heads.named_parameters()), recipe.head_lr or recipe.lr
             self.roles["heads"] = Role(heads, head_lr, recipe.head_betas, recipe)
             self.objective = adversarial
@@ -138,6 +141,7 @@ class _Run:
             role.load_state_dict(parts[name])
         if self.average is not None:
             self.average.load(parts["average"])
+        self.objective.load_state_dict(parts.get("objective", {}))
         _log.info("run %s goes on after update %d", self.folder.name, self.step)
 
     def train(self, monitor: Monitor) -> None:
@@ -174,48 +178,60 @@ class _Run:
             raise
 
     def update(self) -> dict[str, float]:
-        """One optimiser update of every role on the key interval whose turn it is; its figures."""
-        recipe, step = self.recipe, self.step
-        m = recipe.student_steps
-        k = m - 1 - step % m  # Algorithm 1: from noise to data, and again
-        batch = self.states.batch(recipe.batch_size, recipe.seed, step, self.device)
-        figures = self.accumulate(batch, k)
-        norms = {f"{name}_grad_norm": role.clip() for name, role in self.roles.items()}
-        self.check_finite({**figures, **norms}, k)
-        factor = lr_factor(recipe, step)
-        for role in self.roles.values():
-            role.step(factor)
+        """One update: every phase's losses on the key intervals, then a step of whom it trained.
+
+        Of phases that train the same role, the last one's figures are kept.
+        """
+        recipe, m = self.recipe, self.recipe.student_steps
+        falling = range(m - 1, -1, -1)  # Algorithm 1: from noise to data, and again
+        ks = falling if recipe.iteration == "sweep" else [falling[self.step % m]]
+        factor = lr_factor(recipe, self.step)
+        row = {"step": self.step + 1, "lr": self.roles["student"].lr * factor, "loss": 0.0}
+        if len(ks) == 1:
+            row |= {"k": ks[0], "t": self.states.t[ks[0]]}
+        for phase in self.objective.phases:
+            figures, trained = self.accumulate(phase.terms, self.batch(phase.draw), ks)
+            figures |= {f"{name}_grad_norm": role.clip() for name, role in trained.items()}
+            self.check_finite(figures, ks)
+            for role in trained.values():
+                role.step(factor)
+            row |= {**figures, "loss": row["loss"] + figures.get("loss", 0.0)}
         if self.average is not None:
-            self.average.update(step)
+            self.average.update(self.step)
         self.step += 1
-        lr = self.roles["student"].lr * factor
-        return {"step": self.step, "k": k, "t": batch.t[k], "lr": lr, **figures, **norms}
+        return row
 
-    def accumulate(self, batch: KeyBatch, k: int) -> dict[str, float]:
-        """Backpropagate the objective, part by part; the batch's mean figures."""
+    def batch(self, draw: str) -> KeyBatch:
+        """The batch of this update that phases which share `draw` read."""
+        key = f"{self.step}/{draw}" if draw else self.step
+        batch = self.states.batch(self.recipe.batch_size, self.recipe.seed, key, self.device)
+        return replace(batch, step=self.step)
+
+    def accumulate(
+        self, terms: Terms, batch: KeyBatch, ks: Sequence[int]
+    ) -> tuple[dict[str, float], dict[str, Role]]:
+        """Backpropagate the mean of `terms` over `ks`; its figures, and who was trained."""
         parts = self.recipe.accumulate
-        sums: dict[str, Tensor | float] = {"loss": 0.0}
-        for part in batch.split(parts):
-            for term in self.objective(self.student, part, k):
-                self.roles["heads" if term.trains_heads else "student"].backward(
-                    term.loss * (term.weight / parts)
-                )
-                found = {term.name: term.loss.detach(), **term.figures}
-                if not term.trains_heads:
-                    found["loss"] = term.weight * term.loss.detach()
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0.0) + value / parts
-        return {name: float(value) for name, value in sums.items()}
+        means = Means(ks, parts)
+        trained: dict[str, Role] = {}
+        for k in ks:
+            for part in batch.split(parts):
+                for term in terms(self.student, part, k):
+                    name = "heads" if term.trains_heads else "student"
+                    trained[name] = self.roles[name]
+                    trained[name].backward(term.loss * (term.weight / (parts * len(ks))))
+                    means.add(term.measured(), k)
+        return means.as_dict(), trained
 
-    def check_finite(self, figures: Mapping[str, float], k: int) -> None:
+    def check_finite(self, figures: Mapping[str, float], ks: Sequence[int]) -> None:
         """Stop before a broken gradient reaches the weights."""
         names = [name for name, value in figures.items() if not math.isfinite(value)]
         if not names:
             return
         name, remedy = broken(names, self.recipe)
         raise AccVideoError(
-            f"{name} became {figures[name]} at update {self.step + 1} (k = {k}); {remedy} "
-            f"({kept(self.folder)})"
+            f"{name} became {figures[name]} at update {self.step + 1} "
+            f"(k = {', '.join(map(str, ks))}); {remedy} ({kept(self.folder)})"
         )
 
     def preview(self) -> Tensor:
@@ -228,6 +244,7 @@ class _Run:
         parts = {name: role.state_dict() for name, role in self.roles.items()}
         if self.average is not None:
             parts["average"] = self.average.values
+        parts["objective"] = self.objective.state_dict()
         save_checkpoint(self.folder, self.step, parts, self.recipe.keep_checkpoints)
 
     def finished(self) -> Student:

@@ -5,13 +5,13 @@ Shapes: B batch, C channels, T latent frames, H, W latent size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import KeyBatch
-from .objective import Term
+from .objective import Phase, Term
 from .student import Student
 
 
@@ -32,5 +32,15 @@ def trajectory_loss(student: Student, batch: KeyBatch, k: int) -> Tensor:
 class TrajectoryGuidance:
     """The objective that is Eq. 6 and nothing else."""
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(self),)
+
     def __call__(self, student: Student, batch: KeyBatch, k: int) -> Iterator[Term]:
         yield Term("trajectory", trajectory_loss(student, batch, k))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        pass

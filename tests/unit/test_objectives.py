@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import analytic
 import pytest
 import tiny
+import tiny_wan
 import torch
 from torch import Tensor, nn
 
@@ -17,14 +19,17 @@ from accvideo_core.distill.adversarial import (
     GAN_LOSSES,
     Adversarial,
     build_adversarial,
+    check_features,
     feature_blocks,
-    generate,
+    gradient_penalty,
 )
 from accvideo_core.distill.batch import KeyBatch
 from accvideo_core.distill.optimiser import Role, lr_factor
 from accvideo_core.distill.recipes import Recipe
+from accvideo_core.distill.rollout import generate
 from accvideo_core.distill.student import LoraSpec, Student, StudentInfo
 from accvideo_core.distill.trajectory import trajectory_loss
+from accvideo_core.errors import AccVideoError
 from accvideo_core.models import VideoModel
 
 TIMES = (1.0, 0.9, 0.6, 0.0)
@@ -302,10 +307,129 @@ def test_clean_latents_can_be_shown_at_drawn_times() -> None:
 def test_smoothness_is_the_squared_change_of_logits() -> None:
     recipe = Recipe(student_steps=3, head_width=16, r1_weight=1.0, r1_sigma=0.2)
     _, game, batch = tiny_game(recipe)
-    d_real = game.heads(1, game.features(batch.latents[1], batch, 1))
-    near = game.heads(1, game.features(batch.latents[1] + 0.2 * batch.z, batch, 1))
-    expected = (near - d_real).square().mean().item()
-    assert game.smoothness(d_real, batch, 1).item() == pytest.approx(expected, rel=1e-5)
+    real, near = (
+        game.heads(1, game.features(x, batch, 1), batch.cond)
+        for x in (batch.latents[1], batch.latents[1] + 0.2 * batch.z)
+    )
+    expected = (near[0] - real[0]).square().mean().item()
+    assert game.smoothness(real, batch, 1).item() == pytest.approx(expected, rel=1e-5)
+
+
+class Linear(nn.Module):
+    """A head whose logits are <w, standardised token>, one for each token."""
+
+    def __init__(self, std: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+        self.std = std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x / self.std) @ self.w).flatten(1)
+
+
+def test_the_gradient_penalty_of_a_linear_head_is_its_squared_weight() -> None:
+    """R1 is || w ||^2 for D = <w, x>, whatever the scale of the features and the clip's size."""
+    for std in (torch.ones(3), torch.tensor([0.1, 30.0, 2.0])):
+        for size in ((2, 1, 4, 4, 3), (1, 3, 2, 5, 3)):
+            head, x = Linear(std), torch.randn(size, requires_grad=True)
+            penalty = gradient_penalty([head], [x], [head(x)])  # pyright: ignore
+            assert penalty.item() == pytest.approx(1 + 4 + 0.25, rel=1e-5)
+            penalty.backward()
+            torch.testing.assert_close(head.w.grad, 2 * head.w.detach())
+
+
+@pytest.mark.parametrize("kind", ["spatial", "spatial_temporal"])
+def test_feature_r1_adds_the_gradient_at_real_standardised_features(kind: str) -> None:
+    recipe = Recipe(student_steps=3, head_width=16, r1="features", r1_weight=0.5, head_kind=kind)
+    student, game, batch = tiny_game(recipe)
+    plain = replace(game, recipe=replace(recipe, r1_weight=0.0))
+    with torch.no_grad():
+        fake = game.features(generate(student, batch, 1), batch, 1)
+        (real,) = game.features(batch.latents[1], batch, 1)
+    expected = []
+    for head in game.heads.of(1):
+        x = ((real - head.mean) / head.std).requires_grad_()
+        head = copy.deepcopy(head)
+        head.mean.zero_()
+        head.std.fill_(1)
+        logits = head(x)
+        (gradient,) = torch.autograd.grad(logits.sum(), x)
+        expected.append(gradient.square().sum() / logits.numel())
+    term, bare = (each.discriminator(fake, batch, 1) for each in (game, plain))
+    penalty = float(torch.stack(expected).mean())
+    assert penalty > 0
+    assert (term.loss - bare.loss).item() == pytest.approx(0.5 * penalty, rel=1e-3)
+    term.loss.backward()
+    grads = [p.grad for head in game.heads.of(1) for p in head.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in grads)
+    assert all(p.grad is None for p in student.trainable().values())
+
+
+def test_heads_judge_clips_of_another_size_than_they_were_set_up_on() -> None:
+    """One row of tokens and another number of frames, through the whole objective."""
+    recipe = Recipe(
+        student_steps=3,
+        head_width=16,
+        head_kind="spatial_temporal",
+        head_conditioning=True,
+        r1="features",
+        r1_weight=0.1,
+    )
+    student, game, batch = tiny_game(recipe)
+    roles = roles_of(student, game)
+    for frames, height, width in ((1, 2, 6), (3, 6, 4)):
+        x = torch.randn(4, 4, tiny.CHANNELS, frames, height, width)
+        other = replace(batch, latents=x, z=torch.randn_like(x[0]))
+        for term in game(student, other, 1):
+            assert torch.isfinite(term.loss)
+            roles[term.trains_heads].backward(term.loss)
+        for head in game.heads.of(1):
+            assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+            head.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["spatial", "spatial_temporal"])
+def test_conditioned_heads_see_the_prompts_of_what_they_judge(kind: str) -> None:
+    recipe = Recipe(student_steps=3, head_width=16, head_conditioning=True, head_kind=kind)
+    _, game, batch = tiny_game(recipe)
+    real = game.features(batch.latents[1], batch, 1)
+    other = game.heads(1, real, tiny.condition(4, seed=77))
+    for one, two in zip(game.heads(1, real, batch.cond), other, strict=True):
+        assert not torch.allclose(one, two, atol=1e-3)
+
+
+def test_phases_of_an_update() -> None:
+    recipe = Recipe(student_steps=3, head_width=16)
+    student, game, batch = tiny_game(recipe)
+
+    def names(recipe: Recipe) -> list[tuple[str, list[str]]]:
+        phases = replace(game, recipe=recipe).phases
+        return [(p.draw, [t.name for t in p.terms(student, batch, 1)]) for p in phases]
+
+    whole = ["trajectory", "generator", "discriminator"]
+    assert names(recipe) == [("", whole)]
+    assert names(replace(recipe, updates="separate")) == [("", whole[:1]), ("", whole[1:])]
+    more = [("heads/1", whole[2:]), ("heads/2", whole[2:])]
+    assert names(replace(recipe, head_updates=3)) == [*more, ("", whole)]
+
+
+def test_further_updates_of_the_heads_leave_the_student_alone() -> None:
+    student, game, batch = tiny_game(Recipe(student_steps=3, head_width=16))
+    (term,) = game.heads_alone(student, batch, 1)
+    assert term.loss.item() == pytest.approx(list(game(student, batch, 1))[-1].loss.item())
+    term.loss.backward()
+    assert all(p.grad is None for p in student.trainable().values())
+    assert all(p.grad is not None for head in game.heads.of(1) for p in head.parameters())
+
+
+def test_features_that_the_teacher_cannot_give_are_refused() -> None:
+    teacher = tiny.video_model()
+    check_features(Recipe(feature_blocks=(0, 3), clean_time_shift=12.0), teacher)
+    with pytest.raises(AccVideoError, match="feature_blocks holds 4, but .* blocks are 0 to 3"):
+        check_features(Recipe(feature_blocks=(0, 4)), teacher)
+    experts = tiny_wan.video_model("wan22_t2v")
+    with pytest.raises(AccVideoError, match="clean_time_shift is 12.0, whose times fall to both"):
+        check_features(Recipe(clean_time_shift=12.0), experts)
 
 
 def test_the_adversarial_term_moves_fakes_towards_real_ones() -> None:
