@@ -68,7 +68,7 @@ def prepared(
     with torch.no_grad():
         for p in student.trainable().values():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return _Run(student, states, recipe, folder)
+    return _Run(student, states, recipe, folder, None)
 
 
 # Gradients -----------------------------------------------------------------------------------
