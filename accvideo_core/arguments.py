@@ -232,5 +232,5 @@ def sampling_of(
             )
         return Sampling(teacher.model, chosen.times, chosen.guidance, chosen.solver)
     negative, cfg = guidance_of(args, teacher)
-    asked = guided(teacher.model, negative.condition if negative else None, cfg)
+    asked = guided(teacher.model, negative, cfg)
     return Sampling(asked, family.time_grid(args.steps, args.shift, (plan.height, plan.width)))

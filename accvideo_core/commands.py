@@ -242,7 +242,7 @@ def compare(args: Namespace) -> None:
         students.append(Contender(name or Path(file).stem, student, student.key_times))
     steps = {one.steps for one in students} | {whole_number(x) for x in args.steps.split(",") if x}
     negative, cfg = guidance_of(args, teacher)
-    asked = guided(teacher.model, negative.condition if negative else None, cfg)
+    asked = guided(teacher.model, negative, cfg)
     contenders = [*_teachers(asked, teacher.model.family, steps), *students]
     with Terminal(sys.stderr) as terminal:
         report = work(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .conditioning import Condition
+from .conditioning import Condition, Prompt
 from .errors import AccVideoError
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class Guided:
         return Condition(**{**negative.tensors(), **kept})
 
 
-def guided(model: VideoModel, negative: Condition | None, cfg: Cfg | None) -> VideoModel | Guided:
-    """`model` under `cfg`, or the model itself where there is nothing to guide.
+def guided(model: VideoModel, negative: Prompt | None, cfg: Cfg | None) -> VideoModel | Guided:
+    """`model` under `cfg`, away from `negative`; itself where there is nothing to guide.
 
     Raises:
         AccVideoError: guidance is asked for without a negative prompt.
@@ -98,4 +98,4 @@ def guided(model: VideoModel, negative: Condition | None, cfg: Cfg | None) -> Vi
             f"cfg {cfg.scale:g} needs a negative prompt (an empty one will do); give one, or set "
             "cfg to 1"
         )
-    return Guided(model, negative, cfg)
+    return Guided(model, negative.condition, cfg)

@@ -84,8 +84,7 @@ def bare(teacher: Teacher) -> list[float]:
     """Seconds of the sampling loop alone, over the batches that record() computes."""
     prompts, spec = teacher.prompts, teacher.spec
     info = dataset_info(teacher.model, prompts, spec, teacher.negative)
-    against = teacher.negative and teacher.negative.condition
-    model = guided(teacher.model, against, info.cfg)
+    model = guided(teacher.model, teacher.negative, info.cfg)
     begun = now()
     for first in range(0, len(prompts), spec.batch_size):
         batch = prompts[first : first + spec.batch_size]

@@ -80,7 +80,7 @@ class AccVideoCompare(io.ComfyNode):
         folder = paths.report_folder(name)
         students = {"student": student} | ({"tuned": tuned} if tuned else {})
         against, scale = guidance_for(model, negative, cfg)
-        asked = guided(model.model, against.condition if against else None, scale)
+        asked = guided(model.model, against, scale)
         modules = [handle.student.model.module for handle in students.values()]
         with on_device(model, *modules):
             report = compare(

@@ -143,7 +143,7 @@ class AccVideoSample(io.ComfyNode):
         plan = sampling_plan(model, preset, steps, shift, (height, width), sigmas)
         # A few-step model has its guidance in its weights.
         against, scale = guidance_for(teacher, negative, cfg or (plan.cfg if plan.few_step else 0))
-        asked = guided(net, against.condition if against else None, scale)
+        asked = guided(net, against, scale)
         condition = Condition.cat([prompt.condition for prompt in prompts])
         monitor = NodeMonitor(previewer(teacher))
         with on_device(teacher, net.module):

@@ -159,7 +159,7 @@ def prepare(
     if not prompts:
         raise AccVideoError("no prompts were given; pass at least one")
     info = dataset_info(model, prompts, spec, negative)
-    guided(model, negative.condition if negative else None, info.cfg)  # raises before a folder is
+    guided(model, negative, info.cfg)  # raises before a folder is
     dataset = TrajectoryDataset.create(folder, info)
     if negative is not None and info.negative:
         dataset.add_negative(negative)
@@ -234,7 +234,7 @@ class Recorder:
         if negative is None and info.negative:
             negative = dataset.prompt(info.negative)
         self.dataset = dataset
-        self._asked = guided(model, negative.condition if negative else None, info.cfg)
+        self._asked = guided(model, negative, info.cfg)
         self._writer = Writer()
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ def our_latents(teacher: Teacher, plan: SamplePlan, steps: int, cfg: float) -> t
     prompts = teacher.encode_prompts(PROMPTS)
     negative = teacher.encode_prompts([teacher.model.family.negative_prompt])[0]
     noise = plan.noise(teacher.model.latent_spec, prompts, seed=0)
-    model = guided(teacher.model, negative.condition, Cfg(cfg))
+    model = guided(teacher.model, negative, Cfg(cfg))
     times = teacher.model.family.time_grid(steps)
     return sample(model, Condition.cat([p.condition for p in prompts]), noise, times)
 

@@ -52,7 +52,7 @@ def ours(teacher: Teacher, image: Tensor | None, times: Times) -> tuple[Tensor, 
     """(noise, latents)"""
     asked = prompts(teacher, image)
     noise = plan(teacher.model.family.name).noise(teacher.model.latent_spec, asked, seed=0)
-    negative = teacher.encode_prompts([NEGATIVE])[0].condition
+    negative = teacher.encode_prompts([NEGATIVE])[0]
     model = guided(teacher.model, negative, teacher.model.family.cfg)
     return noise, sample(model, Condition.cat([p.condition for p in asked]), noise, times)
 

@@ -268,7 +268,7 @@ def test_recorded_guided_distilled_saved_and_loaded_back(name: str, tmp_path: Pa
     dataset = record(teacher, prompts, spec, tmp_path / "data", negative=negative)
     assert dataset.info.cfg is not None and dataset.info.cfg.scale == 6.0
     states = dataset.read(dataset.ids()[0])
-    asked = guided(teacher, negative.condition, dataset.info.cfg)
+    asked = guided(teacher, negative, dataset.info.cfg)
     condition = dataset.prompt(states.prompt_id).condition
     end = sample(asked, condition, states.latents[None, 0], dataset.info.time_grid)
     assert torch.allclose(end[0], states.latents[-1], atol=1e-4)

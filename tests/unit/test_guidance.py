@@ -48,7 +48,9 @@ def test_guidance_is_the_flow_of_the_extrapolated_mean():
 def test_scale_one_asks_once():
     model = gaussian_model()
     assert guided(model, None, Cfg(1.0)) is model and guided(model, None, None) is model
-    assert isinstance(guided(model, prompt(0.0).condition, Cfg(2.0)), Guided)
+    negative = prompt(0.0)
+    asked = guided(model, negative, Cfg(2.0))
+    assert isinstance(asked, Guided) and asked.negative is negative.condition
     with pytest.raises(AccVideoError, match="cfg 2 needs a negative prompt"):
         guided(model, None, Cfg(2.0))
     with pytest.raises(AccVideoError, match="cfg is 0.5; it must be at least 1"):
