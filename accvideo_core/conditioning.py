@@ -98,6 +98,14 @@ class Condition:
             digest.update(x.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def agrees_with(self, other: Condition) -> bool:
+        """Whether both are of the same input, up to what other hardware or bfloat16 changes."""
+        a = {name: x.float().cpu() for name, x in self.tensors().items()}
+        b = {name: x.float().cpu() for name, x in other.tensors().items()}
+        if {k: x.shape for k, x in a.items()} != {k: x.shape for k, x in b.items()}:
+            return False
+        return all(bool((a[k] - x).norm() <= 0.1 * x.norm()) for k, x in b.items())
+
     @classmethod
     def cat(cls, parts: Sequence[Condition]) -> Condition:
         """Join along the batch; shorter texts are padded on the right and masked."""

@@ -249,8 +249,8 @@ class TrajectoryDataset:
         """
         shared = next((p for p in prompts if self.prompt_path(p.id).exists()), None)
         # One prompt is enough to notice another text encoder, and does not read all of them.
-        if shared and not _alike(
-            shared.condition.with_guidance(guidance), self.prompt(shared.id).condition
+        if shared and not shared.condition.with_guidance(guidance).agrees_with(
+            self.prompt(shared.id).condition
         ):
             raise AccVideoError(
                 f"prompt {shared.text or shared.id!r} was encoded otherwise when dataset "
@@ -388,11 +388,3 @@ class TrajectoryDataset:
 
 def _no_trajectory(path: Path) -> AccVideoError:
     return AccVideoError(f"{path} is not a trajectory; delete it and record again")
-
-
-def _alike(new: Condition, old: Condition) -> bool:
-    """Whether two encodings agree, up to what other hardware or bfloat16 changes."""
-    a, b = new.tensors(), old.tensors()
-    return {k: x.shape for k, x in a.items()} == {k: x.shape for k, x in b.items()} and all(
-        (a[k].float().cpu() - x.float()).norm() <= 0.1 * x.float().norm() for k, x in b.items()
-    )

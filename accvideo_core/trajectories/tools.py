@@ -31,7 +31,7 @@ from ..files import disk_errors, read_json, remove_leftovers, replacing, write_j
 from ..monitor import Monitor, Progress, silent
 from .info import DatasetInfo
 from .listing import Listing, read_listing, write_listing
-from .store import RecordHeader, TrajectoryDataset, _alike
+from .store import RecordHeader, TrajectoryDataset
 
 ORIGIN = "origin.json"
 """What a made dataset was made of: for people, and to know it again when the work is repeated."""
@@ -236,7 +236,7 @@ def _same_prompt(id: str, one: TrajectoryDataset, two: TrajectoryDataset) -> Non
     a, b = one.prompt_path(id), two.prompt_path(id)
     with disk_errors("read", b):
         same = a.samefile(b) or filecmp.cmp(a, b, shallow=False)
-    if not same and not _alike(one.prompt(id).condition, two.prompt(id).condition):
+    if not same and not two.prompt(id).condition.agrees_with(one.prompt(id).condition):
         raise AccVideoError(
             f"prompt {two.prompt(id).text or id!r} was encoded otherwise in {one.folder} than in "
             f"{two.folder}; record one of them again with the text encoder of the other"

@@ -73,6 +73,14 @@ def test_fingerprint_sees_values_not_padding():
     assert short.fingerprint() != short.with_guidance(1.0).fingerprint()
 
 
+def test_agrees_with_the_same_input_on_other_hardware_alone():
+    cond = make(4)
+    rounded = cond.to("cpu", torch.bfloat16)
+    assert rounded.agrees_with(cond) and cond.agrees_with(rounded)
+    others = (make(4, seed=1), make(5), cond.with_guidance(1.0), Condition(cond.text))
+    assert not any(other.agrees_with(cond) or cond.agrees_with(other) for other in others)
+
+
 def test_prompt_id_follows_from_text_or_else_from_values():
     assert Prompt.of("a cat", make(3)).id == Prompt.of("a cat", make(5)).id
     assert Prompt.of("a cat", make(3)).id != Prompt.of("a dog", make(3)).id
