@@ -22,6 +22,7 @@ from ..monitor import Monitor, silent
 from .crew import Crew, Patience, WorkerReport
 from .leases import Ledger
 from .record import Batch
+from .rollout import not_stored
 from .store import TrajectoryDataset
 from .worker import Source, Worker
 
@@ -212,10 +213,7 @@ def _tell_skipped(ledger: Ledger) -> None:
     """Name what is not stored, in a warning or, when that is everything, in an error."""
     if not ledger.skipped:
         return
-    text = (
-        f"{len(ledger.skipped)} of {ledger.records_total} trajectories are not finite and not "
-        f"stored: {next(iter(ledger.skipped.values()))}"
-    )
+    text = not_stored(ledger.skipped, ledger.records_total)
     if len(ledger.skipped) == ledger.records_total:
         raise AccVideoError(text)
     logger.warning(text)

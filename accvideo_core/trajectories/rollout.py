@@ -5,7 +5,7 @@ Shapes: B records of one batch, K kept times, C channels, T latent frames, H, W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -76,6 +76,12 @@ def rollout(
             break
     rounding = torch.stack(errors).square().mean(dim=0).sqrt().tolist()
     return Rollout(torch.stack(kept, dim=1), rounding, broken)
+
+
+def not_stored(skipped: Mapping[str, str], total: int) -> str:
+    """One sentence on those of `total` trajectories that are `skipped` (id: why, in a sentence)."""
+    first = next(iter(skipped.values()))
+    return f"{len(skipped)} of {total} trajectories are not finite and not stored: {first}"
 
 
 def rounding_error(states: Tensor, dtype: torch.dtype) -> Tensor:

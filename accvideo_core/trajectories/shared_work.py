@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import AccVideoError
 from ..monitor import Monitor, Progress
 from .claims import Claims
-from .rollout import Preview
+from .rollout import Preview, not_stored
 
 if TYPE_CHECKING:
     from .record import Batch, Outcome, Recorder
@@ -69,9 +69,9 @@ class _Work:
                 open_batches = [batch for batch in open_batches if not self._settle(batch)]
         finally:
             if self._skipped and len(self._skipped) < self._records_total:
-                _log.warning(self._named())
+                _log.warning(not_stored(self._skipped, self._records_total))
         if self._skipped and len(self._skipped) == self._records_total:
-            raise AccVideoError(self._named())
+            raise AccVideoError(not_stored(self._skipped, self._records_total))
 
     def _settle(self, batch: Batch) -> bool:
         """Do what is left to do of a batch; False when that is in another's hands."""
@@ -140,11 +140,3 @@ class _Work:
         }
         done, total = self._batches_done * self._steps + step, len(self._batches) * self._steps
         self._monitor(Progress("record", done, total, metrics, self._preview))
-
-    def _named(self) -> str:
-        """What was left out, in one sentence."""
-        first = next(iter(self._skipped.values()))
-        return (
-            f"{len(self._skipped)} of {self._records_total} trajectories are not finite and not "
-            f"stored: {first}"
-        )
