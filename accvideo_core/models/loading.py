@@ -22,7 +22,13 @@ from ..errors import AccVideoError
 from .building import Network
 from .checkpoint import open_checkpoint
 from .experts import Experts
-from .pipeline_folder import diffusers_class, is_pipeline, load_text_pipeline, open_networks
+from .pipeline_folder import (
+    diffusers_class,
+    is_pipeline,
+    load_text_pipeline,
+    load_tokenizer,
+    open_networks,
+)
 from .vae import VideoVAE
 from .vae_file import load_vae, vae_config
 from .video_model import Family, VideoModel
@@ -140,9 +146,14 @@ class Teacher:
     def tokenizer(self) -> Any | None:
         """The text encoder's tokenizer, or None where there are no text encoders.
 
-        Of a text it gives the tokens that count against the family's `text_tokens`.
+        Of a text it gives the tokens that count against the family's `text_tokens`. The encoders,
+        which are large, are not loaded for it.
         """
-        return self._text_pipeline().tokenizer if self.has_text_encoders else None
+        if self._text is not None:
+            return self._text.tokenizer
+        if not self.has_text_encoders:
+            return None
+        return load_tokenizer(self.folder, self.model.family.pipeline_class)
 
     @property
     def vae(self) -> VideoVAE:

@@ -73,16 +73,31 @@ def load_text_pipeline(folder: Path, pipeline_class: str, dtype: torch.dtype) ->
     """The folder's pipeline without its networks and its VAE."""
     parts = components(folder)
     check_weights([folder / name for name in parts if name not in NETWORKS])
-    without = {name: None for name in ("vae", *NETWORKS) if name in parts}
-    cls = diffusers_class(pipeline_class)
-    pipeline = _reading(
-        folder,
-        lambda: cls.from_pretrained(
-            folder, **without, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        ),
-    )
+    without = [name for name in ("vae", *NETWORKS) if name in parts]
+    pipeline = _pipeline(folder, pipeline_class, without, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def load_tokenizer(folder: Path, pipeline_class: str) -> Any:
+    """The tokenizer of the folder's text encoder, without the encoder."""
+    without = [name for name in components(folder) if name != "tokenizer"]
+    return _pipeline(folder, pipeline_class, without).tokenizer
+
+
+def _pipeline(folder: Path, pipeline_class: str, without: Sequence[str], **options: Any) -> Any:
+    """The folder's pipeline, of which the parts `without` are not loaded."""
+    cls = diffusers_class(pipeline_class)
+    return _reading(
+        folder,
+        lambda: cls.from_pretrained(
+            folder,
+            **dict.fromkeys(without),
+            local_files_only=True,
+            use_safetensors=True,
+            **options,
+        ),
+    )
 
 
 def load_component(folder: Path, device: torch.device | str, dtype: torch.dtype) -> nn.Module:

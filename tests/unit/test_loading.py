@@ -13,7 +13,7 @@ import torch
 from accvideo_core.conditioning import Condition
 from accvideo_core.errors import AccVideoError
 from accvideo_core.latents import LatentSpec, seeded_noise
-from accvideo_core.models.loading import load_teacher
+from accvideo_core.models.loading import Teacher, load_teacher
 from tests import tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -233,3 +233,16 @@ def test_later_prompts_are_the_same_and_few_are_held(folder: Path, monkeypatch: 
         assert torch.allclose(one.condition.text, other.condition.text, atol=1e-6)
         assert one.guidance == other.guidance == 6.0
     assert calls == [2, 2, 1]
+
+
+def test_the_tokenizer_comes_without_the_encoders(folder: Path, broken: Path):
+    for weights in broken.glob("text_encoder*/*.safetensors"):
+        weights.write_bytes(b"")
+    teacher = load_teacher(broken)
+    tokens = teacher.tokenizer("a red circle")["input_ids"]
+    with pytest.raises(AccVideoError, match="text_encoder"):
+        teacher.encode_prompts(["a red circle"])
+    whole = load_teacher(folder)
+    assert whole.encode_prompts(["a red circle"])
+    assert whole.tokenizer("a red circle")["input_ids"] == tokens
+    assert Teacher(whole.model, folder / "transformer").tokenizer is None
