@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .errors import AccVideoError
+from .monitor import silent
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +70,7 @@ def prompts_of(args: Namespace, teacher: Teacher, plan: SamplePlan | None = None
 
 
 def late_prompts_of(args: Namespace, teacher: Teacher, plan: SamplePlan) -> list[AnyPrompt]:
-    """As `prompts_of`, but texts are encoded when they are needed, for any number of them."""
+    """As `prompts_of`, but encoded when they are needed, for any number of them."""
     return _encoded(args, teacher, plan, later=True)
 
 
@@ -84,7 +87,10 @@ def _encoded(
     if any(entry.image is not None for entry in entries):
         plan = plan or plan_of(args, teacher)
         size = plan.frames, plan.height, plan.width
-    encoded = encode_entries(teacher, entries, size, getattr(args, "guidance", None), later)
+    guidance = getattr(args, "guidance", None)
+    # What is encoded at once calls no monitor, which would be how a Terminal stops it.
+    with Terminal(sys.stderr) if later else nullcontext(silent) as monitor:
+        encoded = encode_entries(teacher, entries, size, guidance, later, monitor)
     for note in (*notes, *encoded.notes):
         print(f"accvideo {args.command}: {note}", file=sys.stderr)
     return list(encoded.prompts)

@@ -84,7 +84,8 @@ def _prepared(args: Namespace) -> tuple[TrajectoryDataset, list[Batch]]:
     from .trajectories.record import plan, prepare
 
     model, prompts, spec, negative = _recording(args)
-    dataset = prepare(model, prompts, spec, args.dataset, negative)
+    with Terminal(sys.stderr) as terminal:
+        dataset = prepare(model, prompts, spec, args.dataset, negative, terminal)
     batches = plan(dataset, prompts, spec.samples_per_prompt)
     del model, prompts
     gc.collect()

@@ -7,8 +7,11 @@ image's latents; L_i, D_i tokens of an image encoder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,14 +167,29 @@ class LatePrompt:
     id: str
     text: str
     guidance: float | None
-    make: Callable[[], Condition]
+    encode: Callable[[Iterable[LatePrompt]], Iterator[Prompt]]
+    """Encodes prompts of this kind one after the other, each when it is its turn."""
+    image: Path | None = None
+    """File of the image that its video begins with."""
 
     @property
     def condition(self) -> Condition:
-        return self.make()
+        """Of this prompt alone; asked again, it is encoded again."""
+        (made,) = self.encode([self])
+        return made.condition
 
 
 AnyPrompt = Prompt | LatePrompt
+
+
+def encoded(prompts: Iterable[AnyPrompt]) -> Iterator[Prompt]:
+    """Prompts with their conditions, of which one at a time is encoded and none is held."""
+    for encode, alike in groupby(prompts, _encoder):
+        yield from encode(alike)
+
+
+def _encoder(prompt: AnyPrompt) -> Callable[[Iterable[Any]], Iterator[Prompt]]:
+    return prompt.encode if isinstance(prompt, LatePrompt) else iter
 
 
 def text_id(text: str) -> str:

@@ -8,16 +8,15 @@ which need memory of their own, when they are first used. Nothing is fetched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..conditioning import Condition, LatePrompt, Prompt, text_id
+from ..conditioning import Condition, Prompt
 from ..errors import AccVideoError
 from .building import Network
 from .checkpoint import open_checkpoint
@@ -33,9 +32,6 @@ from .vae import VideoVAE
 from .vae_file import load_vae, vae_config
 from .video_model import Family, VideoModel
 
-PROMPTS_AT_ONCE = 16
-PROMPTS_HELD = 256
-"""Encoded prompts in memory; one takes up to 8 MB."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,39 +56,36 @@ class Teacher:
         """
         if not texts:
             raise AccVideoError("the list of prompts is empty; give at least one prompt")
-        family, device = self.model.family, self.model.device
-        scale = family.guidance if guidance is None else guidance
-        prompts = []
-        with torch.inference_mode(False), torch.no_grad():
-            pipeline = self._text_pipeline().to(device)
-            for start in range(0, len(texts), PROMPTS_AT_ONCE):
-                part = list(texts[start : start + PROMPTS_AT_ONCE])
-                conditions = family.encode(pipeline, part, device).to("cpu").split()
-                for text, condition in zip(part, conditions, strict=True):
-                    prompts.append(Prompt.of(text, condition.with_guidance(scale)))
-            pipeline.to("cpu")  # the encoders of a large model would crowd the network out
-        return prompts
+        return list(self.encode_each(((text, None) for text in texts), guidance=guidance))
 
-    def encode_later(self, texts: Sequence[str], guidance: float | None = None) -> list[LatePrompt]:
-        """`encode_prompts`, when conditions are asked for; some hundreds are held at a time.
+    def encode_each(
+        self,
+        given: Iterable[tuple[str, Tensor | None]],
+        frames: int = 1,
+        guidance: float | None = None,
+    ) -> Iterator[Prompt]:
+        """Texts, some with the image that a video of `frames` begins with -> prompts, one by one.
 
-        Ask in order: what has been left behind is encoded again.
+        Each is taken, and encoded, when it is asked for, and alone: its numbers never follow from
+        its neighbours, so that they come out the same when only some are made again.
         """
-        scale = self.model.family.guidance if guidance is None else guidance
-        held: dict[int, list[Prompt]] = {}
-
-        def condition(index: int) -> Condition:
-            group, row = divmod(index, PROMPTS_HELD)
-            if group not in held:
-                held.clear()
-                start = group * PROMPTS_HELD
-                held[group] = self.encode_prompts(texts[start : start + PROMPTS_HELD], guidance)
-            return held[group][row].condition
-
-        return [
-            LatePrompt(text_id(text), text, scale, partial(condition, index))
-            for index, text in enumerate(texts)
-        ]
+        device, family = self.model.device, self.model.family
+        scale = family.guidance if guidance is None else guidance
+        pipeline = None
+        try:
+            for text, image in given:
+                if image is not None:
+                    self._check_image(image, frames)
+                # Not around `yield`: what happens there is the caller's.
+                with torch.inference_mode(False), torch.no_grad():
+                    if pipeline is None:
+                        pipeline = self._text_pipeline().to(device)
+                    condition = self._encode(pipeline, text, image, frames)
+                    prompt = Prompt.of(text, condition.to("cpu").with_guidance(scale))
+                yield prompt
+        finally:
+            if pipeline is not None:
+                pipeline.to("cpu")  # the encoders of a large model would crowd the network out
 
     @property
     def has_text_encoders(self) -> bool:
@@ -116,31 +109,39 @@ class Teacher:
         self, pairs: Iterable[tuple[str, Tensor]], frames: int, guidance: float | None = None
     ) -> list[Prompt]:
         """`encode_image` of many (text, image), which are taken one after the other."""
-        family, device = self.model.family, self.model.device
+        return list(self.encode_each(pairs, frames, guidance))
+
+    def check_encoders(self) -> None:
+        """Raise AccVideoError where there are no text encoders."""
+        if not self.has_text_encoders:
+            raise AccVideoError(
+                f"{self.folder.name!r} holds the network alone and no text encoders; encode "
+                "prompts with ComfyUI's CLIP nodes, or load the teacher from its diffusers folder"
+            )
+
+    def check_images(self, frames: int, height: int, width: int) -> None:
+        """Raise AccVideoError when no video of this size can begin with an image."""
+        family = self.model.family
         if family.encode_image is None:
             raise AccVideoError(
                 f"{family.title or family.name} takes no image; leave the image out, or load an "
                 "image-to-video model"
             )
-        scale = family.guidance if guidance is None else guidance
-        pipeline, prompts = None, []
-        with torch.inference_mode(False), torch.no_grad():
-            for text, image in pairs:
-                self._check_image(image, frames)
-                if pipeline is None:
-                    pipeline = self._text_pipeline().to(device)
-                condition = family.encode_image(pipeline, self.vae, text, image, frames, device)
-                prompts.append(Prompt.of(text, condition.to("cpu").with_guidance(scale)))
-            if pipeline is not None:
-                pipeline.to("cpu")
-        return prompts
+        self.model.latent_spec.shape(frames, height, width)
+
+    def _encode(self, pipeline: Any, text: str, image: Tensor | None, frames: int) -> Condition:
+        family, device = self.model.family, self.model.device
+        if image is None:
+            return family.encode(pipeline, [text], device)
+        assert family.encode_image is not None
+        return family.encode_image(pipeline, self.vae, text, image, frames, device)
 
     def _check_image(self, image: Tensor, frames: int) -> None:
         if image.dim() != 3 or image.shape[-1] != 3:
             raise AccVideoError(
                 f"the image has shape {tuple(image.shape)}; expected [height, width, 3]"
             )
-        self.model.latent_spec.shape(frames, *image.shape[:2])
+        self.check_images(frames, *image.shape[:2])
 
     @property
     def tokenizer(self) -> Any | None:
@@ -178,12 +179,7 @@ class Teacher:
 
     def _text_pipeline(self) -> Any:
         if self._text is None:
-            if not is_pipeline(self.folder):
-                raise AccVideoError(
-                    f"{self.folder.name!r} holds the network alone and no text encoders; encode "
-                    "prompts with ComfyUI's CLIP nodes, or load the teacher from its diffusers "
-                    "folder"
-                )
+            self.check_encoders()
             cls = self.model.family.pipeline_class
             self._text = load_text_pipeline(self.folder, cls, self.model.dtype)
         return self._text

@@ -9,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..conditioning import AnyPrompt, LatePrompt, Prompt, encoded, text_id
 from ..errors import AccVideoError
 from ..files import disk_errors
 from ..images import fitted, read_image
+from ..monitor import Monitor, Progress, silent
 from .prompt_files import Contents, PromptEntry, counted, listed, read_entries
 
 if TYPE_CHECKING:
-    from ..conditioning import AnyPrompt, Prompt
     from ..models.loading import Teacher
 
 TOKENS_PER_WORD = 4 / 3
@@ -136,67 +138,87 @@ def encode_entries(
     size: tuple[int, int, int] | None = None,
     guidance: float | None = None,
     later: bool = False,
+    monitor: Monitor = silent,
 ) -> PromptEncoding:
     """Entries as prompts of the teacher, those with an image by its image encoders.
-
-    The id of a prompt with an image follows from the text and the image's file, so that other
-    hardware, whose encodings differ in the last bits, goes on with the same dataset.
 
     Args:
         teacher: with text encoders, and for images with a VAE and a family that takes them.
         size: (frames, height, width) of the videos, needed for images: their middle is taken and
             brought to that size.
         guidance: embedded guidance to ask for; None is the family's default.
-        later: encode texts when their conditions are asked for, for any number of them.
+        later: encode prompts when their conditions are asked for, for any number of them. Images
+            are only read, one after the other, for their ids and to know which can be read.
+        monitor: follows that reading.
 
     Raises:
-        AccVideoError: the teacher lacks an encoder or takes no image, or no image can be read.
+        AccVideoError: the teacher lacks an encoder or takes no image or none of this size, or no
+            image can be read.
     """
-    told = [entry for entry in entries if entry.image is None]
-    shown = [(entry, entry.image) for entry in entries if entry.image is not None]
-    made: dict[PromptEntry, AnyPrompt] = {}
+    images = sum(entry.image is not None for entry in entries)
+    if images and size is None:
+        raise AccVideoError("prompts with images need the size of the videos; give it")
+    if images and size is not None:
+        teacher.check_images(*size)
+    teacher.check_encoders()
+    scale = teacher.model.family.guidance if guidance is None else guidance
+    encode = _Encoder(teacher, size, guidance)
+    prompts: list[LatePrompt] = []
     faults: list[str] = []
-    if shown:
-        if size is None:
-            raise AccVideoError("prompts with images need the size of the videos; give it")
-        seen, faults = _encode_images(teacher, shown, size, guidance)
-        made |= seen
-    if told:
-        texts = [entry.text for entry in told]
-        encode = teacher.encode_later if later else teacher.encode_prompts
-        made |= zip(told, encode(texts, guidance), strict=True)
-    if not made:
-        raise AccVideoError(f"none of the {len(shown)} images can be read; {faults[0]}")
-    return _encoding([made[entry] for entry in entries if entry in made], faults)
+    for number, entry in enumerate(entries, start=1):
+        try:
+            prompts.append(LatePrompt(_id(entry), entry.text, scale, encode, entry.image))
+        except AccVideoError as error:
+            faults.append(str(error))
+        if images:
+            monitor(Progress("read images", number, len(entries)))
+    if not prompts:
+        raise AccVideoError(f"none of the {images} images can be read; {faults[0]}")
+    made = _encoding(prompts, faults)
+    return made if later else replace(made, prompts=tuple(encoded(made.prompts)))
 
 
-def _encode_images(
-    teacher: Teacher,
-    shown: Sequence[tuple[PromptEntry, Path]],
-    size: tuple[int, int, int],
-    guidance: float | None,
-) -> tuple[dict[PromptEntry, Prompt], list[str]]:
-    """The prompts of entries with an image, and a sentence on every image that cannot be read."""
-    frames, height, width = size
-    read: list[tuple[PromptEntry, str]] = []
-    faults: list[str] = []
+@dataclass(frozen=True, slots=True, eq=False)
+class _Encoder:
+    """How a teacher encodes prompts for videos of one size."""
 
-    def pairs() -> Iterator[tuple[str, Tensor]]:
-        for entry, path in shown:  # one image in memory at a time
-            try:
-                image, id = fitted(read_image(path), height, width), _id(entry.text, path)
-            except AccVideoError as error:
-                faults.append(str(error))
-                continue
-            read.append((entry, id))
-            yield entry.text, image
+    teacher: Teacher
+    size: tuple[int, int, int] | None
+    guidance: float | None
 
-    encoded = teacher.encode_images(pairs(), frames, guidance)
-    named = zip(read, encoded, strict=True)
-    return {entry: replace(prompt, id=id) for (entry, id), prompt in named}, faults
+    def __call__(self, prompts: Iterable[LatePrompt]) -> Iterator[Prompt]:
+        asked, given = tee(prompts)
+        frames = self.size[0] if self.size else 1
+        made = self.teacher.encode_each(map(self._input, given), frames, self.guidance)
+        for prompt, one in zip(asked, made, strict=True):
+            yield replace(one, id=prompt.id)
+
+    def _input(self, prompt: LatePrompt) -> tuple[str, Tensor | None]:
+        """Text and image of a prompt, if it is still the image that gave it its id."""
+        if prompt.image is None or self.size is None:
+            return prompt.text, None
+        if image_prompt_id(prompt.text, prompt.image) != prompt.id:
+            raise AccVideoError(
+                f"{prompt.image} is not the image that it was when recording began; leave images "
+                "alone until they are recorded, and start again"
+            )
+        return prompt.text, fitted(read_image(prompt.image), *self.size[1:])
 
 
-def _id(text: str, image: Path) -> str:
+def _id(entry: PromptEntry) -> str:
+    """The id of a prompt. Raises AccVideoError for an image that cannot be read."""
+    if entry.image is None:
+        return text_id(entry.text)
+    read_image(entry.image)
+    return image_prompt_id(entry.text, entry.image)
+
+
+def image_prompt_id(text: str, image: Path) -> str:
+    """The id of a prompt with an image: 16 hex digits that follow from its text and its file.
+
+    They do not follow from what it is encoded to, so that they are known before, and other
+    hardware, whose encodings differ in the last bits, goes on with the same dataset.
+    """
     with disk_errors("read", image):
         return hashlib.sha256(text.encode() + b"\0" + image.read_bytes()).hexdigest()[:16]
 

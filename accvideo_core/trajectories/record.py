@@ -139,7 +139,7 @@ def record(
     """
     from .shared_work import share
 
-    dataset = prepare(model, prompts, spec, folder, negative)
+    dataset = prepare(model, prompts, spec, folder, negative, monitor)
     batches = plan(dataset, prompts, spec.samples_per_prompt)
     share(Recorder(model, dataset, negative), batches, monitor)
     return dataset
@@ -151,10 +151,12 @@ def prepare(
     spec: RecordSpec,
     folder: Path,
     negative: Prompt | None = None,
+    monitor: Monitor = silent,
 ) -> TrajectoryDataset:
     """Make or continue the dataset in `folder` and list its prompts, without recording any.
 
-    Raises AccVideoError as `record` does.
+    The monitor is called for every prompt that is encoded; when it raises, those before are on the
+    disk and are not encoded again. Raises AccVideoError as `record` does.
     """
     if not prompts:
         raise AccVideoError("no prompts were given; pass at least one")
@@ -163,7 +165,7 @@ def prepare(
     dataset = TrajectoryDataset.create(folder, info)
     if negative is not None and info.negative:
         dataset.add_negative(negative)
-    dataset.add_prompts(prompts, spec.samples_per_prompt, info.guidance)
+    dataset.add_prompts(prompts, spec.samples_per_prompt, info.guidance, monitor)
     remove_leftovers(dataset.folder)
     return dataset
 

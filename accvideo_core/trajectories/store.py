@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..conditioning import AnyPrompt, Condition, Prompt
+from ..conditioning import AnyPrompt, Condition, LatePrompt, Prompt, encoded
 from ..errors import AccVideoError
 from ..files import (
     disk_errors,
@@ -37,6 +37,7 @@ from ..files import (
     write_safetensors,
 )
 from ..flow import Times
+from ..monitor import Monitor, Progress, silent
 from ..names import safe_name
 from .info import DTYPES, DatasetInfo
 from .listing import read_listing, write_listing
@@ -153,9 +154,8 @@ class TrajectoryDataset:
     def header(self, id: str) -> RecordHeader:
         """What one record's file says; raises AccVideoError when it is damaged or not of here."""
         path = self.record_path(id)
-        meta = read_metadata(path)
         with disk_errors("read", path):
-            return self._header(id, meta, path.stat().st_size)
+            return self._header(id, read_metadata(path), path.stat().st_size)
 
     def read(self, id: str) -> Trajectory:
         """One record. Raises AccVideoError when it is missing, damaged or not of here.
@@ -206,8 +206,7 @@ class TrajectoryDataset:
         }
         if trajectory.rounding is not None:
             meta["rounding"] = f"{trajectory.rounding:.2e}"
-        path = self.record_path(trajectory.id)
-        write_safetensors(path, {"latents": trajectory.latents}, meta)
+        write_safetensors(self.record_path(trajectory.id), {"latents": trajectory.latents}, meta)
 
     def load_all(self, ids: Sequence[str], indices: Sequence[int]) -> Tensor:
         """States `indices` (positions among the kept) of many records.
@@ -240,15 +239,21 @@ class TrajectoryDataset:
         prompts: Sequence[AnyPrompt],
         samples: int | None = None,
         guidance: float | None = None,
+        monitor: Monitor = silent,
     ) -> None:
         """Add prompts in one go; those that are there already are left as they are.
 
         `samples` of each are asked for; the most that ever were is remembered. `guidance` is the
-        embedded one that all are stored with, None their own. Raises AccVideoError, before anything
-        is written, when a prompt that is there was encoded otherwise.
+        embedded one that all are stored with, None their own. The monitor follows what is encoded
+        and stored. Raises AccVideoError, before anything is written, when a prompt that is there
+        was encoded otherwise.
         """
-        shared = next((p for p in prompts if self.prompt_path(p.id).exists()), None)
-        # One prompt is enough to notice another text encoder, and does not read all of them.
+        there = {prompt.id for prompt in prompts if self.prompt_path(prompt.id).exists()}
+        new = [prompt for prompt in prompts if prompt.id not in there]
+        # One prompt is enough to notice another text encoder; where nothing is left to be encoded,
+        # none is loaded for that.
+        known = (p for p in prompts if p.id in there and (new or isinstance(p, Prompt)))
+        shared = next(known, None)
         if shared and not shared.condition.with_guidance(guidance).agrees_with(
             self.prompt(shared.id).condition
         ):
@@ -256,13 +261,17 @@ class TrajectoryDataset:
                 f"prompt {shared.text or shared.id!r} was encoded otherwise when dataset "
                 f"{self.folder.name!r} was begun; use the same text encoder, or another name"
             )
-        for prompt in prompts:
+        # Asked again at its turn: another recorder may be at the same.
+        left = (prompt for prompt in new if not self.prompt_path(prompt.id).exists())
+        for number, prompt in enumerate(encoded(left), start=1):
             self._store_prompt(prompt, guidance)
+            if isinstance(new[0], LatePrompt):
+                monitor(Progress("encode", number, len(new)))
         # Without the lock two recorders could overwrite each other's addition.
         with locked(self.lock_path):
             listing = read_listing(self.folder)
-            new = {prompt.id: prompt.text for prompt in prompts}
-            write_listing(self.folder, listing.extended(new, samples))
+            given = {prompt.id: prompt.text for prompt in prompts}
+            write_listing(self.folder, listing.extended(given, samples))
 
     def add_negative(self, prompt: Prompt) -> None:
         """Store the negative prompt, which has no records of its own."""
@@ -316,11 +325,11 @@ class TrajectoryDataset:
         name = f"{safe_name(prompt_id, 'prompt')}.safetensors"
         return self.folder / "prompts" / prompt_id[:2] / name
 
-    def _store_prompt(self, prompt: AnyPrompt, guidance: float | None = None) -> None:
+    def _store_prompt(self, prompt: Prompt, guidance: float | None = None) -> None:
         path = self.prompt_path(prompt.id)
         if not path.exists():
-            condition = prompt.condition.with_guidance(guidance)
-            write_safetensors(path, condition.tensors(), {"id": prompt.id, "text": prompt.text})
+            tensors = prompt.condition.with_guidance(guidance).tensors()
+            write_safetensors(path, tensors, {"id": prompt.id, "text": prompt.text})
 
     def _read(self, id: str) -> Trajectory:
         """One record, read in full and checked."""

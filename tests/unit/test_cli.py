@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from accvideo_core.cli import main
 from accvideo_core.commands import changed_recipe
-from accvideo_core.conditioning import Prompt
+from accvideo_core.conditioning import Prompt, text_id
 from accvideo_core.distill.recipes import PRESETS
 from accvideo_core.errors import AccVideoError
 from accvideo_core.export import load_student, read_student_info
@@ -50,12 +50,14 @@ class SmallTeacher(Teacher):
     def vae(self):
         return SmallVAE()
 
-    def encode_prompts(self, texts, guidance=None):
+    def check_encoders(self):
+        pass
+
+    def encode_each(self, given, frames=1, guidance=None):
         scale = 6.0 if guidance is None else guidance
-        return [
-            Prompt.of(text, tiny.condition(1, seed=i).with_guidance(scale))
-            for i, text in enumerate(texts)
-        ]
+        for text, _image in given:
+            seed = int(text_id(text)[:4], 16)
+            yield Prompt.of(text, tiny.condition(1, seed=seed).with_guidance(scale))
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 
-from accvideo_core.conditioning import Condition, LatePrompt, Prompt, text_id
+from accvideo_core.conditioning import Condition, LatePrompt, Prompt, encoded, text_id
 from accvideo_core.errors import AccVideoError
 
 
@@ -99,14 +99,24 @@ def test_errors():
         Condition.cat([make(3), Condition(torch.ones(1, 3, 3))])
 
 
-def test_late_prompts_are_encoded_when_they_are_asked_and_not_before():
-    made: list[int] = []
+def test_late_prompts_are_encoded_at_their_turn_and_not_before():
+    made: list[str] = []
 
-    def encode(index: int) -> Condition:
-        made.append(index)
-        return make(3, seed=index)
+    def encode(prompts: Iterable[LatePrompt]) -> Iterator[Prompt]:
+        for prompt in prompts:
+            made.append(prompt.text)
+            yield Prompt(prompt.id, prompt.text, make(3, seed=int(prompt.text)))
 
-    late = [LatePrompt(text_id(f"{i}"), f"{i}", 6.0, partial(encode, i)) for i in range(3)]
-    assert [prompt.id for prompt in late] == [Prompt.of(f"{i}", make(3)).id for i in range(3)]
-    assert made == [] and late[1].guidance == 6.0
-    assert torch.equal(late[1].condition.text, make(3, seed=1).text) and made == [1]
+    late = [LatePrompt(text_id(f"{i}"), f"{i}", 6.0, encode) for i in range(4)]
+    assert [prompt.id for prompt in late] == [Prompt.of(f"{i}", make(3)).id for i in range(4)]
+    assert late[1].guidance == 6.0 and made == []
+    assert same(late[1].condition, make(3, seed=1)) and made == ["1"]
+
+    there = Prompt.of("there", make(2))
+    each = encoded([late[0], late[1], there, late[2]])
+    assert made == ["1"]
+    assert next(each).id == late[0].id and made == ["1", "0"]
+    rest = list(each)
+    assert [prompt.id for prompt in rest] == [late[1].id, there.id, late[2].id]
+    assert rest[1] is there and same(rest[2].condition, make(3, seed=2))
+    assert made == ["1", "0", "1", "2"]

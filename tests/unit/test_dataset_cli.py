@@ -40,8 +40,11 @@ class SmallTeacher(Teacher):
     def vae(self):
         return SmallVAE()
 
-    def encode_prompts(self, texts, guidance=None):
-        return [Prompt.of(text, condition()) for text in texts]
+    def check_encoders(self):
+        pass
+
+    def encode_each(self, given, frames=1, guidance=None):
+        return (Prompt.of(text, condition()) for text, _image in given)
 
 
 @pytest.fixture(autouse=True)

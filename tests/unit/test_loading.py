@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import HunyuanVideoPipeline
 
 from accvideo_core.conditioning import Condition
 from accvideo_core.errors import AccVideoError
@@ -55,8 +56,6 @@ def test_teacher_is_frozen_and_knows_its_geometry(folder: Path):
 
 
 def test_prompts_are_those_of_diffusers_and_trimmed(folder: Path):
-    from diffusers import HunyuanVideoPipeline
-
     pipeline = HunyuanVideoPipeline.from_pretrained(folder)
     texts = ["a red circle moving left", "a blue square"]
     with torch.no_grad():
@@ -213,26 +212,24 @@ def test_nothing_is_unpickled(broken: Path):
         load_teacher(broken)
 
 
-def test_later_prompts_are_the_same_and_few_are_held(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("accvideo_core.models.loading.PROMPTS_HELD", 2)
+def test_prompts_are_encoded_alone_and_at_their_turn(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """So that the numbers of one never follow from its neighbours, and none is held."""
+    pipeline, encoded = HunyuanVideoPipeline.encode_prompt, []
+
+    def counted(self: HunyuanVideoPipeline, prompt: list[str], **options: object) -> object:
+        encoded.append(prompt)
+        return pipeline(self, prompt, **options)
+
+    monkeypatch.setattr(HunyuanVideoPipeline, "encode_prompt", counted)
     teacher = load_teacher(folder)
-    texts = ["a red circle", "a blue square", "a red square", "a blue circle", "a circle"]
-    calls: list[int] = []
-    encode = teacher.encode_prompts
-
-    def counted(texts, guidance=None):
-        calls.append(len(texts))
-        return encode(texts, guidance)
-
-    monkeypatch.setattr(teacher, "encode_prompts", counted)
-    late = teacher.encode_later(texts)
-    assert calls == []
-    at_once = encode(texts)
-    assert [p.id for p in late] == [p.id for p in at_once]
-    for one, other in zip(late, at_once, strict=True):
-        assert torch.allclose(one.condition.text, other.condition.text, atol=1e-6)
-        assert one.guidance == other.guidance == 6.0
-    assert calls == [2, 2, 1]
+    texts = ["a red circle", "a blue square moving left"]
+    for number, prompt in enumerate(teacher.encode_each((text, None) for text in texts)):
+        assert encoded == [[text] for text in texts[: number + 1]]
+        assert torch.is_grad_enabled() and not prompt.condition.text.requires_grad
+        (alone,) = teacher.encode_prompts([texts[number]])
+        assert encoded.pop() == [texts[number]]
+        assert alone.id == prompt.id
+        assert alone.condition.fingerprint() == prompt.condition.fingerprint()
 
 
 def test_the_tokenizer_comes_without_the_encoders(folder: Path, broken: Path):
