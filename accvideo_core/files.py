@@ -49,6 +49,7 @@ DTYPE_NAMES = {
 
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 MAX_HEADER = 100_000_000  # the safetensors format's own limit
 
 
@@ -130,22 +131,30 @@ def append_lines(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold the lock file `path` for the block, waiting for whoever holds it now.
 
-    The system lets go of the lock when its holder dies, however that happens.
+    The system lets go of the lock when its holder dies, however that happens. The value is whether
+    it is held: on Windows and on some network disks there is none, and callers must be harmless, if
+    untidy, without it.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: callers must be harmless, if untidy, without the lock
-        yield
+    except ImportError:
+        yield False
         return
     with disk_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        held = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _LOCKLESS:
+                raise
+            held = False
+        yield held
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,7 +249,7 @@ def remove_leftovers(folder: Path, pattern: str = "**", older_than: float = 3600
         now = disk_time(folder) if found else 0.0
         for path in found:
             with contextlib.suppress(FileNotFoundError):
-                if now - path.stat().st_mtime > older_than:
+                if now - path.stat().st_mtime >= older_than:
                     path.unlink()
 
 

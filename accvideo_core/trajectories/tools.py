@@ -297,7 +297,7 @@ def _make(
             done += 1
             monitor(Progress(how["made_by"], done, total, {"records_done": done}))
     _list(made, parts, samples)
-    remove_leftovers(hidden)
+    remove_leftovers(hidden, older_than=0)  # of runs before, as nobody else writes here
     origin = {**how, "of": [str(part.dataset.folder) for part in parts], "digest": digest}
     write_json(hidden / ORIGIN, origin)
     with disk_errors("write", out):

@@ -18,6 +18,7 @@ import io
 import json
 import math
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,21 @@ import torch
 from torch import Tensor
 
 from ..errors import AccVideoError
-from ..files import disk_errors, read_json, remove_leftovers, replacing, write_bytes, write_json
+from ..files import (
+    disk_errors,
+    locked,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_bytes,
+    write_json,
+)
 from ..monitor import Monitor, Progress, silent
 from .listing import read_listing
 from .store import TrajectoryDataset
 
 FORMAT = 1
+LOCK_FILE = ".export.lock"
 TENSORS = ("safetensors", "npy")
 _NPY_NAMES = {"text": "txt_emb"}
 _TAR: dict[str, Any] = {"format": tarfile.GNU_FORMAT}
@@ -84,7 +94,23 @@ def export_webdataset(
     out = Path(out)
     samples = _Samples(dataset, how)
     shards = samples.shards()
-    _begin(out, samples)
+    _begun(out, samples)  # raises before a lock file is put into a foreign folder
+    with locked(out / LOCK_FILE) as alone:
+        if not _begun(out, samples):
+            write_json(out / "export.json", samples.facts())
+        # Tars are large: what a killed export left half written goes at once.
+        remove_leftovers(out, older_than=0 if alone else 3600)
+        _write_shards(out, samples, shards, monitor)
+    return [out / name for name in shards]
+
+
+def _write_shards(
+    out: Path, samples: _Samples, shards: Mapping[str, Sequence[str]], monitor: Monitor
+) -> None:
+    """Write what is not there yet, each file whole or not at all."""
+    for file, data in samples.negative():
+        if not (out / file).exists():
+            write_bytes(out / file, data)
     done = 0
     for name, ids in shards.items():
         if not (out / name).exists():
@@ -96,11 +122,10 @@ def export_webdataset(
         done += len(ids)
         _report(monitor, done, len(samples.heads))
     write_json(out / "shards.json", {name: len(ids) for name, ids in shards.items()})
-    return [out / name for name in shards]
 
 
-def _begin(out: Path, samples: _Samples) -> None:
-    """Write what belongs to all samples, or check that what is there is of the same export."""
+def _begun(out: Path, samples: _Samples) -> bool:
+    """Whether this very export was begun in `out`; raises when something else is there."""
     asked = json.loads(json.dumps(samples.facts()))
     with disk_errors("read", out):
         found = sorted(p.name for p in out.iterdir()) if out.exists() else []
@@ -111,14 +136,9 @@ def _begin(out: Path, samples: _Samples) -> None:
                 f"{out} holds an export of other records, or one made otherwise; choose another "
                 "folder"
             )
-        remove_leftovers(out)
     elif found:
         raise AccVideoError(f"{out} is no export but holds {found[0]!r}; choose another folder")
-    else:
-        write_json(out / "export.json", asked)
-    for file, data in samples.negative():
-        if not (out / file).exists():
-            write_bytes(out / file, data)
+    return bool(found)
 
 
 class _Samples:

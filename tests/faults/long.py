@@ -12,11 +12,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tests.faults import recorder, rot
+from tests.faults import recorder, rot, tools
 
 
 def apart(task: Callable[[], str]) -> bool:
@@ -45,6 +46,8 @@ def main() -> None:
         ("no room", lambda folder, _seed: recorder.limit(folder), 1),
         ("rotten", lambda folder, seed: rot.rot(folder, seed), given.rounds),
     ]
+    for job in tools.JOBS:
+        plan.append((f"{job} killed", partial(tools.kill, job, given.times), 1))
     failed = 0
     for name, scenario, rounds in plan:
         print(name, flush=True)

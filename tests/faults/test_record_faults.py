@@ -1,6 +1,7 @@
-"""What power cuts, full disks, hanging networks and rotten disks do to a recording.
+"""What power cuts, full disks, hanging networks and rotten disks do to a recording and its copies.
 
-Short runs of `recorder.py` and `rot.py`; `python -m tests.faults.long` runs them at length.
+Short runs of `recorder.py`, `tools.py` and `rot.py`;
+`python -m tests.faults.long` runs them at length.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
 
 
-def run(*args: object) -> str:
-    command = [sys.executable, "-m", "tests.faults.recorder", *map(str, args)]
+def run(*args: object, module: str = "recorder") -> str:
+    command = [sys.executable, "-m", f"tests.faults.{module}", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -41,6 +42,18 @@ def work(folder: Path, samples: int = 1) -> TrajectoryDataset:
 def test_sigkill_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
     told = run("kill", tmp_path, "--times", 8).split()
     assert told[0] == "killed" and int(told[1]) >= 8 and told[-2:] == ["same", "bytes"]
+
+
+@needs_fork
+def test_sigkill_of_merge_subset_and_export_loses_doubles_and_touches_nothing(
+    tmp_path: Path,
+) -> None:
+    told = run(tmp_path, "--times", 3, module="tools").splitlines()
+    jobs = [line.partition(":")[0] for line in told]
+    assert jobs == ["merge", "copy", "subset", "safetensors", "npy"]
+    for line in told:
+        words = line.split()
+        assert words[1] == "killed" and int(words[2]) >= 3 and words[-2:] == ["same", "bytes"]
 
 
 @needs_fork

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ from safetensors.torch import load
 
 from accvideo_core.conditioning import Condition, Prompt
 from accvideo_core.errors import AccVideoError
-from accvideo_core.files import read_json
+from accvideo_core.files import locked, read_json
 from accvideo_core.guidance import Cfg
 from accvideo_core.monitor import Cancelled, Progress
 from accvideo_core.trajectories import RecordSpec, TrajectoryDataset, record
@@ -180,7 +184,7 @@ def test_cancel_leaves_whole_tars_and_the_export_goes_on(
             made = snapshot(out)
             assert "shards.json" not in made and made.items() <= whole.items()
             stages.add(len(made))
-    assert stages >= {1, 2}
+    assert stages >= {2, 3}  # with the lock file
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     steps: list[tuple[int, int]] = []
     export_webdataset(dataset, out, how, lambda p: steps.append((p.step, p.total)))
@@ -201,6 +205,7 @@ def test_other_exports_and_other_things_are_not_overwritten(tmp_path: Path) -> N
     assert snapshot(out) == before
     with pytest.raises(AccVideoError, match="is no export but holds 'dataset.json'"):
         export_webdataset(clips, clips.folder, Export())
+    assert not (clips.folder / ".export.lock").exists()
 
 
 def test_a_damaged_record_is_not_exported(tmp_path: Path) -> None:
@@ -211,7 +216,54 @@ def test_a_damaged_record_is_not_exported(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(AccVideoError, match="checksum"):
         export_webdataset(TrajectoryDataset.open(clips.folder), tmp_path / "out", Export(1))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000.tar", "export.json"]
+    assert snapshot(tmp_path / "out").keys() == {".export.lock", "00000.tar", "export.json"}
+
+
+def test_what_a_killed_export_left_goes_at_once(dataset: TrajectoryDataset, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".00000.tar.0a1b2c3d.tmp").write_bytes(bytes(1000))
+    export_webdataset(dataset, out, Export())
+    assert snapshot(out).keys() == {".export.lock", "00000.tar", "export.json", "shards.json"}
+
+
+def test_a_second_export_waits_for_the_first_and_has_nothing_left_to_do(
+    dataset: TrajectoryDataset, tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl")
+    out, other = tmp_path / "out", tmp_path / "other"
+    export_webdataset(dataset, other, Export())
+    steps: list[int] = []
+    second = threading.Thread(
+        target=lambda: export_webdataset(dataset, out, Export(), lambda p: steps.append(p.step))
+    )
+    with locked(out / ".export.lock"):
+        second.start()
+        time.sleep(0.1)
+        assert steps == []
+        for name, data in snapshot(other).items():
+            (out / name).write_bytes(data)
+        made = (out / "00000.tar").stat().st_mtime_ns
+    second.join()
+    assert steps == [len(dataset)] and (out / "00000.tar").stat().st_mtime_ns == made
+    assert snapshot(out) == snapshot(other)
+
+
+def test_a_disk_without_locks_takes_an_export_and_keeps_what_may_be_in_the_making(
+    dataset: TrajectoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".00000.tar.0a1b2c3d.tmp").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(export_webdataset(dataset, out, Export())) == 1
+    assert (out / ".00000.tar.0a1b2c3d.tmp").exists()
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
