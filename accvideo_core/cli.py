@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    rank = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
     try:
         return args.work(args) or 0
     except AccVideoError as error:
-        print(f"accvideo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        who = f"process {rank}: " if rank else ""
+        print(f"{who}accvideo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (Cancelled, KeyboardInterrupt):
-        print("\ncancelled; run the same command to go on", file=sys.stderr)
+        if not rank:
+            print("\ncancelled; run the same command to go on", file=sys.stderr)
         return 130
 
 
@@ -164,6 +168,13 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
         type=Path,
         metavar="DATASET",
         help="dataset whose clips are looked at every validate_every updates (the training one)",
+    )
+    parser.add_argument(
+        "--sequence-parallel",
+        type=int,
+        metavar="N",
+        help="under torchrun: N processes divide the tokens of a clip (1); see "
+        "docs/distributed_training.md",
     )
 
 
@@ -327,3 +338,7 @@ def _size(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frames", type=int, help="number of frames")
     group.add_argument("--height", type=int, help="pixels")
     group.add_argument("--width", type=int, help="pixels")
+
+
+if __name__ == "__main__":  # torchrun -m accvideo_core.cli
+    raise SystemExit(main())

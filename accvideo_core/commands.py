@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from argparse import Namespace
@@ -28,6 +29,7 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from .conditioning import AnyPrompt, Prompt
+    from .distill.ranks import Ranks
     from .distill.recipes import Recipe
     from .distill.student import Student
     from .guidance import Guided
@@ -121,26 +123,30 @@ def _recording(args: Namespace) -> tuple[VideoModel, list[AnyPrompt], RecordSpec
 
 def distill(args: Namespace) -> None:
     """Train a student, from the teacher or from a student."""
+    from .distill.ranks import joined
     from .distill.recipes import preset
     from .export import load_student
 
     recipe = changed_recipe(preset(args.recipe), args.set)
-    teacher, dataset = teacher_of(args), _dataset(args)
-    start = None if args.student is None else load_student(args.student, teacher.model)
-    _train(args, teacher, dataset, recipe, start)
+    with joined(args.sequence_parallel, args.device) as ranks:
+        teacher, dataset = teacher_of(args), _dataset(args)
+        start = None if args.student is None else load_student(args.student, teacher.model)
+        _train(args, teacher, dataset, recipe, start, ranks)
 
 
 def tune(args: Namespace) -> None:
     """Train a student further, on its own key times."""
+    from .distill.ranks import joined
     from .distill.recipes import preset
     from .export import load_student
 
     recipe = changed_recipe(preset(args.recipe), args.set)
-    teacher, dataset = teacher_of(args), _dataset(args)
-    start = load_student(args.student, teacher.model)
-    times = start.key_times
-    recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
-    _train(args, teacher, dataset, recipe, start)
+    with joined(args.sequence_parallel, args.device) as ranks:
+        teacher, dataset = teacher_of(args), _dataset(args)
+        start = load_student(args.student, teacher.model)
+        times = start.key_times
+        recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
+        _train(args, teacher, dataset, recipe, start, ranks)
 
 
 def sample(args: Namespace) -> None:
@@ -296,6 +302,7 @@ def _train(
     dataset: TrajectoryDataset,
     recipe: Recipe,
     start: Student | None,
+    ranks: Ranks,
 ) -> None:
     from .distill.trainer import distill as work
     from .export import save_student
@@ -304,7 +311,8 @@ def _train(
     validation = None if args.validation is None else TrajectoryDataset.open(args.validation)
     # Without a VAE looks measure latents; with one it is loaded at the first look.
     decode = None if teacher.vae_path is None else lambda latents: teacher.vae.decode(latents)
-    with Terminal(sys.stderr) as terminal:
+    # The others' terminals show nothing, but listen for Ctrl-C, which comes to every process.
+    with Terminal(sys.stderr if ranks.first else io.StringIO()) as terminal:
         result = work(
             teacher.model,
             dataset,
@@ -314,8 +322,12 @@ def _train(
             validation=validation,
             decode=decode,
             monitor=terminal,
+            ranks=ranks,
         )
-    path = save_student(result.student, args.out or args.run / STUDENT_FILE)
+    weights = result.student.state_dict(keep=ranks.first)
+    if not ranks.first:
+        return
+    path = save_student(result.student, args.out or args.run / STUDENT_FILE, weights)
     last, best = result.losses[-50:], result.best_step
     of = "" if best is None else f", the best by {recipe.best_by} after {best} of them,"
     print(f"student after {len(result.losses)} updates{of} is in {path}", end="")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .distill.student import Student, StudentInfo
 from .errors import AccVideoError
@@ -100,15 +100,19 @@ class _Job:
         return (self.layout, self.what) == ("diffusers", "full")
 
 
-def save_student(student: Student, path: Path) -> Path:
+def save_student(
+    student: Student, path: Path, weights: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write `student` to `path` (suffix .safetensors), whole or not at all; returns the path.
+
+    `weights` are its state dict where that is known; of sharded ones only all processes can ask.
 
     A LoRA is under diffusers' names ("transformer.<layer>.lora_A.weight"), so that diffusers'
     `load_lora_weights` takes it too; of two experts the second is "transformer_2.".
     """
     if path.suffix != ".safetensors":
         raise AccVideoError(f"student file {path.name!r} must end in .safetensors; rename it")
-    info, tensors = student.info, student.state_dict()
+    info, tensors = student.info, weights or student.state_dict()
     if info.lora is not None:
         networks = networks_of(student.model.module)
         tensors = {

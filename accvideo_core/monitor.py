@@ -40,5 +40,20 @@ class Cancelled(Exception):
     """A monitor of the terminal or of a test raises this to stop; ComfyUI raises its own."""
 
 
+class Held:
+    """A monitor whose wish to stop is kept until the work asks for it."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.stop: BaseException | None = None
+        """What the monitor raised first."""
+
+    def __call__(self, progress: Progress) -> None:
+        try:
+            self.monitor(progress)
+        except BaseException as stop:
+            self.stop = self.stop or stop
+
+
 def silent(progress: Progress) -> None:
     """The monitor that listens to nothing."""

@@ -6,6 +6,7 @@ Shapes: A [r, in], B [out, r] of an adapter.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,9 +37,9 @@ def read_student_info(path: Path) -> StudentInfo:
     return _info(path, read_metadata(first))
 
 
-def load_student(path: Path, teacher: VideoModel) -> Student:
+def load_student(path: Path, teacher: VideoModel, onto: Student | None = None) -> Student:
     """The student in `path` (a file, one of a pair or their common name, or a diffusers folder) on
-    the weights of `teacher`.
+    the weights of `teacher`; or `onto` a student of that teacher and size, whose values change.
 
     Raises:
         AccVideoError: as `read_student_info`; or it is damaged, or `teacher` is not the one that
@@ -48,7 +49,7 @@ def load_student(path: Path, teacher: VideoModel) -> Student:
     parts = _parts(path)
     info = read_student_info(path)
     _check_base(path, info, teacher)
-    student = Student.create(teacher, info)
+    student = Student.create(teacher, info) if onto is None else replace(onto, info=info)
     read = _weights if info.lora is None else _adapters
     state: dict[str, Tensor] = {}
     for expert, files in parts.items():

@@ -87,12 +87,19 @@ class KeyStates:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, size: int, seed: int, step: object, device: torch.device) -> KeyBatch:
-        """The batch of one step, a function of the arguments alone."""
-        drawn = self._draw(size, key_generator(seed, "data", step))
+    def batch(
+        self,
+        size: int,
+        seed: int,
+        step: object,
+        device: torch.device,
+        rows: slice = slice(None),  # noqa: B008 - a slice never changes
+    ) -> KeyBatch:
+        """The batch of one step, a function of the arguments alone; or only some `rows` of it."""
+        drawn = self._draw(size, key_generator(seed, "data", step))[rows]
         noise = key_generator(seed, "noise", step)
-        z = torch.randn(size, *self.shape, generator=noise).to(device)
-        u = torch.rand(size, generator=noise).to(device)
+        z = torch.randn(size, *self.shape, generator=noise)[rows].to(device)
+        u = torch.rand(size, generator=noise)[rows].to(device)
         return self.gather(drawn, z, u)
 
     def gather(self, records: Sequence[int], z: Tensor, u: Tensor) -> KeyBatch:

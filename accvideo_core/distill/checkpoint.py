@@ -2,6 +2,10 @@
 
     <run>/checkpoints/<step>.safetensors      tensors named "<part>/<name>"
 
+Where several processes hold parts of the weights, a folder <step> takes the file's place; adapters
+are whole in every process, and the first writes the file. Either goes on in any number of
+processes.
+
 Only safetensors: a checkpoint holds no code and no generator state, because all randomness of a run
 follows from its seed and the step.
 """
@@ -9,6 +13,7 @@ follows from its seed and the step.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,27 +21,47 @@ from torch import Tensor
 
 from ..errors import AccVideoError
 from ..files import read_safetensors, remove_leftovers, write_safetensors
+from .ranks import ALONE, Ranks
+from .sharded_checkpoint import load_sharded, save_sharded
+from .sharded_tensors import is_sharded
 
 Parts = dict[str, dict[str, Tensor]]
 _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], keep: int
+    run: Path,
+    step: int,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    keep: int,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Write the state after `step` updates, then delete all but the last `keep` checkpoints."""
+    """Write the state after `step` updates, then delete all but the last `keep` checkpoints.
+
+    Of several processes all must call this.
+    """
     flat = {f"{part}/{name}": x for part, state in parts.items() for name, x in state.items()}
-    write_safetensors(_folder(run) / f"{step:08d}.safetensors", flat)
-    for old in _saved(run)[:-keep]:
-        old.unlink(missing_ok=True)
+    if any(is_sharded(x) for x in flat.values()):
+        save_sharded(_folder(run) / f"{step:08d}", flat, ranks)
+    elif ranks.first:
+        write_safetensors(_folder(run) / f"{step:08d}.safetensors", flat)
+    if ranks.first:
+        for old in _saved(run)[:-keep]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: Path) -> tuple[int, Parts] | None:
-    """(updates done, state) of the last whole checkpoint, or None; damaged ones are passed over."""
+def load_checkpoint(
+    run: Path, like: Mapping[str, Tensor] | None = None
+) -> tuple[int, Parts] | None:
+    """(updates done, state) of the last whole checkpoint, or None; damaged ones are passed over.
+
+    Args:
+        like: parameters by name; where they are sharded, what is read of a folder is, too.
+    """
     remove_leftovers(run)
     for path in reversed(_saved(run)):
         try:
-            flat, _ = read_safetensors(path)
+            flat = load_sharded(path, like or {}) if path.is_dir() else read_safetensors(path)[0]
         except AccVideoError as error:
             _log.warning("passed over a checkpoint: %s", error)
             continue
@@ -65,4 +90,5 @@ def _folder(run: Path) -> Path:
 
 
 def _saved(run: Path) -> list[Path]:
-    return sorted(p for p in _folder(run).glob("*.safetensors") if p.stem.isdigit())
+    found = [p for p in _folder(run).glob("*") if p.suffix in ("", ".safetensors")]
+    return sorted((p for p in found if p.stem.isdigit()), key=lambda p: int(p.stem))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .recipes import Recipe
+from .sharded_tensors import assign, clip_grad_norm, is_sharded, placed, snapshot, untouched
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -32,6 +33,8 @@ class Role:
         recipe: Recipe,
     ) -> None:
         self.parameters = dict(parameters)
+        self.others: list[nn.Parameter] = []
+        """What other roles train, where this one's parameters are sharded."""
         self.lr = lr
         self.clip_norm = math.inf if recipe.clip is None else recipe.clip
         self.optimizer = torch.optim.AdamW(
@@ -40,11 +43,16 @@ class Role:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to this role's parameters and to no others."""
-        loss.backward(inputs=list(self.parameters.values()))
+        if any(is_sharded(p) for p in self.parameters.values()):
+            # What FSDP gathers is differentiated in place of the parameters, and has no name here.
+            with untouched(self.others):
+                loss.backward()
+        else:
+            loss.backward(inputs=list(self.parameters.values()))
 
     def clip(self) -> float:
         """Limit the gradient; returns its norm before."""
-        return float(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
+        return clip_grad_norm(self.parameters.values(), self.clip_norm)
 
     def step(self, factor: float) -> None:
         """One update at `factor` times the learning rate; parameters without gradient stay."""
@@ -71,12 +79,15 @@ class Role:
                 state[key] = state[key].to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters and AdamW's moments, as float32 CPU tensors under flat names."""
+        """Parameters and AdamW's moments, as float32 CPU tensors under flat names.
+
+        What is sharded stays so, on its device.
+        """
         state = {f"value:{name}": p for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             for key, x in self.optimizer.state[p].items():
                 state[f"{key}:{name}"] = x
-        return {name: x.detach().to("cpu", copy=True) for name, x in state.items()}
+        return {name: snapshot(x) for name, x in state.items()}
 
     @staticmethod
     def values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,12 +98,12 @@ class Role:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave."""
         for parameter, x in self.values(state).items():
-            self.parameters[parameter].copy_(x)
+            assign(self.parameters[parameter], x)
         moments: dict[str, dict[str, Tensor]] = {}
         for name, x in state.items():
             key, parameter = name.split(":", 1)
             if key != "value":
-                moments.setdefault(parameter, {})[key] = x
+                moments.setdefault(parameter, {})[key] = placed(x, self.parameters[parameter])
         numbered = {i: moments[n] for i, n in enumerate(self.parameters) if n in moments}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
@@ -130,4 +141,4 @@ class Average:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, x in state.items():
-            self.values[name].copy_(x)
+            assign(self.values[name], x)

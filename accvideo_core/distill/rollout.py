@@ -10,7 +10,7 @@ Shapes: B batch, N waiting fakes, C channels, T latent frames, H, W latent size.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..flow import euler_step
 from .batch import KeyBatch, KeyStates
+from .ranks import ALONE, Ranks
 from .recipes import Recipe
 from .student import Student
 
@@ -102,9 +103,14 @@ class QueuedRollout:
     they are rolled from the batch's own noise, as `DirectRollout` does.
     """
 
-    def __init__(self, states: KeyStates, limit: int) -> None:
-        self.states = states
-        self.queues = [deque[_Waiting](maxlen=limit) for _ in states.t]
+    def __init__(
+        self, states: KeyStates, limit: int, batch: int = 1, ranks: Ranks = ALONE
+    ) -> None:
+        """`limit`, and the samples of a `batch`, are those of all processes together; each has
+        queues for its own part of every batch.
+        """
+        self.states, self.batch, self.ranks = states, batch, ranks
+        self.queues = [deque[_Waiting](maxlen=limit // ranks.groups) for _ in states.t]
         """Q_0 ... Q_m, the fakes that wait at t'_k: none in Q_m, where the step from noise is taken
         at once, and none in Q_0, which is never read."""
 
@@ -138,12 +144,14 @@ class QueuedRollout:
         waiting = [(k, entry) for k, queue in enumerate(self.queues) for entry in queue]
         if not waiting:
             return {}
-        return {
+        own = {
             "x": torch.stack([entry.x for _, entry in waiting]),
             "level": torch.tensor([k for k, _ in waiting]),
             "record": torch.tensor([entry.record for _, entry in waiting]),
             "born": torch.tensor([entry.born for _, entry in waiting]),
         }
+        order = self._order(own["level"].tolist())
+        return {name: self.ranks.gather(x)[order] for name, x in own.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for queue in self.queues:
@@ -151,12 +159,29 @@ class QueuedRollout:
         if not state:
             return
         numbers = (state[name].tolist() for name in ("level", "record", "born"))
+        place: Counter[int] = Counter()
         for x, level, record, born in zip(state["x"], *numbers, strict=True):
-            self.queues[level].append(_Waiting(x, record, born))
+            rows = self.ranks.rows(self.batch)
+            if rows.start <= place[level] % self.batch < rows.stop:
+                self.queues[level].append(_Waiting(x, record, born))
+            place[level] += 1
+
+    def _order(self, levels: list[int]) -> list[int]:
+        """The order in which one process would hold what all hold at these levels, one process
+        after the other: batch by batch, as every batch was divided.
+        """
+        each, place, keys = self.batch // self.ranks.groups, Counter[int](), []
+        for level in levels:
+            turn, row = divmod(place[level], each)
+            place[level] += 1
+            keys.append((level, turn, row))
+        held = [(level, turn, group, row) for group in range(self.ranks.groups)
+                for level, turn, row in keys]  # fmt: skip
+        return sorted(range(len(held)), key=held.__getitem__)
 
 
-def build_rollout(recipe: Recipe, states: KeyStates) -> Rollout:
+def build_rollout(recipe: Recipe, states: KeyStates, ranks: Ranks = ALONE) -> Rollout:
     """What the recipe asks for; queues hold at most two batches."""
     if recipe.rollout == "queued":
-        return QueuedRollout(states, limit=2 * recipe.batch_size)
+        return QueuedRollout(states, 2 * recipe.batch_size, recipe.batch_size, ranks)
     return DirectRollout()

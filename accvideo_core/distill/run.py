@@ -35,10 +35,12 @@ def open_run(
     dataset: TrajectoryDataset,
     ids: list[str],
     start: Student | None,
+    write: bool = True,
 ) -> None:
     """Start the run in `folder`, or check that it was started with the same settings.
 
     `info` describes the student before its first update, `ids` the trajectories it learns from.
+    Of several processes one writes.
 
     What changes no update may change; that includes `train_steps` under a constant schedule, so
     that a finished run can be continued.
@@ -57,7 +59,8 @@ def open_run(
     if path.exists():
         free = _FREE + (("recipe.train_steps",) if recipe.schedule == "constant" else ())
         _check_same(folder.name, _flat(read_json(path)), _flat(config), free)
-    write_json(path, config)
+    if write:
+        write_json(path, config)
 
 
 def student_of_run(folder: Path, teacher: VideoModel) -> Student:

@@ -30,6 +30,7 @@ from ..latents import LatentSpec, key_generator
 from ..models.lora import shared_copy
 from ..models.quantised import trainable_in_full
 from ..models.video_model import VideoModel
+from .sharded_tensors import assign, whole
 
 _ADAPTER = "default"
 _METADATA_PREFIX = "accvideo."
@@ -133,20 +134,27 @@ class Student:
     teacher: VideoModel
 
     @classmethod
-    def create(cls, teacher: VideoModel, info: StudentInfo, seed: int = 0) -> Student:
+    def create(
+        cls, teacher: VideoModel, info: StudentInfo, seed: int = 0, own: bool = True
+    ) -> Student:
         """A student that computes exactly what `teacher` computes.
 
         Args:
             teacher: frozen; shares its weights with a LoRA student and is not changed.
             info: `info.lora` chooses adapters or, when None, a full copy.
             seed: of the adapters' A matrices (B starts at zero).
+            own: False leaves a full student without weights of its own until they are sharded
+                (`sharding.spread`), because no process could hold all of them.
         """
         # ComfyUI runs nodes in inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), torch.no_grad():
             if info.lora is None:
                 if reason := trainable_in_full(teacher.module):
                     raise AccVideoError(reason)
-                module = copy.deepcopy(teacher.module).float().requires_grad_(True)
+                if own:
+                    module = copy.deepcopy(teacher.module).float().requires_grad_(True)
+                else:
+                    module = shared_copy(teacher.module)
             else:
                 module = shared_copy(teacher.module)
                 _add_adapters(module, info.lora, teacher.family.lora_targets, seed)
@@ -170,12 +178,17 @@ class Student:
         named = self.model.module.named_parameters()
         return {name.replace(f".{_ADAPTER}.", "."): p for name, p in named if p.requires_grad}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """A float32 CPU copy of what is trained."""
-        return {
-            name: p.detach().to("cpu", torch.float32, copy=True)
-            for name, p in self.trainable().items()
-        }
+    def state_dict(self, keep: bool = True) -> dict[str, Tensor]:
+        """A float32 CPU copy of what is trained.
+
+        Every process must ask where weights are sharded; those with `keep` False get nothing.
+        """
+        state = {}
+        for name, p in self.trainable().items():
+            x = whole(p.detach())
+            if keep:
+                state[name] = x.to("cpu", torch.float32, copy=True)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over the values of a `state_dict` of a student of the same shape."""
@@ -191,7 +204,7 @@ class Student:
             )
         with torch.inference_mode(False), torch.no_grad():
             for name, p in mine.items():
-                p.copy_(state[name])
+                assign(p, state[name])
 
     def clone(self) -> Student:
         """A student with the same values that can be trained without changing this one."""

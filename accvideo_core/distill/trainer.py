@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import AccVideoError
 from ..models.video_model import VideoModel
-from ..monitor import Monitor, Progress, silent
+from ..monitor import Cancelled, Held, Monitor, Progress, silent
 from ..trajectories.stats import Decode
 from ..trajectories.store import TrajectoryDataset
 from .adversarial import build_adversarial, check_features
@@ -30,9 +30,11 @@ from .checkpoint import kept, load_checkpoint, save_checkpoint
 from .metrics import METRICS_FILE, Means, append_metrics, read_metrics
 from .objective import Objective, Terms
 from .optimiser import Average, Role, lr_factor
+from .ranks import ALONE, Ranks
 from .recipes import Recipe
 from .rollout import build_rollout, generate
 from .run import open_run
+from .sharding import check_ranks, spread
 from .student import Student, StudentInfo, shared_copy
 from .trajectory import TrajectoryGuidance
 from .watch import Watch
@@ -64,6 +66,7 @@ def distill(
     validation: TrajectoryDataset | None = None,
     decode: Decode | None = None,
     monitor: Monitor = silent,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a student on `dataset` as `recipe` says, or go on where a run in `run_dir` stopped.
 
@@ -74,7 +77,10 @@ def distill(
         validation: whose clips are looked at while training; the default is `dataset`.
         decode: makes frames of latents, so that these looks see pictures; see `Watch`.
         monitor: called after every update with the stage "distill", and in a look with "look". When
-            it raises, a checkpoint is written and the exception goes on to the caller.
+            it raises, a checkpoint is written and the exception goes on to the caller. Of several
+            processes each has its own, and all stop after the same update when one of them raises.
+        ranks: the processes that train together, all of which call this. `teacher` and a LoRA
+            `start` are sharded among them in place.
 
     Raises:
         AccVideoError: dataset, recipe, start and folder do not fit each other, or the loss is NaN.
@@ -85,12 +91,11 @@ def distill(
         check_features(recipe, teacher)
         states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
         info = _info(teacher, states, recipe, start)
-        watch = _watch(info, dataset, validation, recipe, run_dir, decode)
-        student = Student.create(teacher, info, recipe.seed)
-        open_run(run_dir, recipe, info, dataset, states.ids, start)
-        if start is not None:
-            student.load_state_dict(start.state_dict())
-        run = _Run(student, states, recipe, run_dir, watch)
+        check_ranks(ranks, recipe, info, teacher, states.shape)
+        watch = _watch(info, dataset, validation, recipe, run_dir, decode, ranks)
+        student = Student.create(teacher, info, recipe.seed, own=ranks.size == 1)
+        open_run(run_dir, recipe, info, dataset, states.ids, start, write=ranks.first)
+        run = _Run(student, states, recipe, run_dir, watch, ranks, start)
         run.resume()
         run.train(monitor)
         metrics_file = run_dir / METRICS_FILE
@@ -109,11 +114,12 @@ class _Run:
         recipe: Recipe,
         folder: Path,
         watch: Watch | None,
+        ranks: Ranks,
+        start: Student | None,
     ) -> None:
         self.student, self.states, self.recipe, self.folder = student, states, recipe, folder
-        self.watch = watch
+        self.watch, self.ranks = watch, ranks
         self.step = 0
-        self.roles = {"student": Role(student.trainable(), recipe.lr, recipe.betas, recipe)}
         self.objective: Objective = TrajectoryGuidance()
         teacher = student.as_teacher()
         self.device = teacher.device
@@ -122,18 +128,28 @@ class _Run:
             _checkpoint_activations(student.model)
             teacher = replace(teacher, module=shared_copy(teacher.module))
             _checkpoint_activations(teacher)
+        teacher = spread(student, teacher, ranks, start)
+        if start is not None:
+            student.load_state_dict(start.state_dict())
+        self.roles = {"student": Role(student.trainable(), recipe.lr, recipe.betas, recipe)}
         if recipe.adversarial:
             real = states.batch(_CALIBRATION, recipe.seed, "calibration", self.device)
-            rollout = build_rollout(recipe, states)
+            rollout = build_rollout(recipe, states, ranks)
             adversarial = build_adversarial(recipe, teacher, real, rollout)
             heads, head_lr = dict(adversarial.heads.named_parameters()), recipe.head_lr or recipe.lr
             self.roles["heads"] = Role(heads, head_lr, recipe.head_betas, recipe)
+            self.roles["student"].others = [*heads.values()]
             self.objective = adversarial
         self.average = None if recipe.ema is None else Average(self.roles["student"], recipe.ema)
 
     def resume(self) -> None:
         """Take over the last checkpoint, if there is one."""
-        found = load_checkpoint(self.folder)
+        found = load_checkpoint(self.folder, self.roles["student"].parameters)
+        if not self.ranks.agree(0 if found is None else found[0]):
+            raise AccVideoError(
+                f"processes found different checkpoints of run {self.folder.name!r}; put its "
+                "folder on a disk that all machines share"
+            )
         if found is None:
             return
         self.step, parts = found
@@ -152,30 +168,41 @@ class _Run:
             started = time.perf_counter()
             row = self.update()
             row["seconds"] = time.perf_counter() - started
-            append_metrics(self.folder / METRICS_FILE, row)
+            if self.ranks.first:
+                append_metrics(self.folder / METRICS_FILE, row)
             enough = self.look(monitor)
             last = enough or self.step == recipe.train_steps
             if last or self.step % recipe.checkpoint_every == 0:
                 self.save()
-            try:
-                monitor(Progress("distill", self.step, recipe.train_steps, row, self.preview))
-            except BaseException:
-                self.save()
-                raise
+            # Of several processes one cannot ask the student by itself.
+            preview = self.preview if self.ranks.size == 1 else None
+            held = Held(monitor)
+            held(Progress("distill", self.step, recipe.train_steps, row, preview))
+            self.stop_together(held)
 
     def look(self, monitor: Monitor) -> bool:
         """Look at the student where it is time to, as it would be finished now; whether to stop."""
         if self.watch is None or not self.watch.turn(self.step):
             return False
+        held = Held(monitor)
+        listener = monitor if self.ranks.size == 1 else held
         try:
             with self.average.in_place() if self.average else nullcontext():
-                return self.watch.look(self.step, self.student, self.roles.values(), monitor)
+                enough = self.watch.look(self.step, self.student, self.roles.values(), listener)
         except (AccVideoError, KeyboardInterrupt):
             # A broken student, or averaged weights half in place, must not push checkpoints out.
             raise
         except BaseException:
             self.save()
             raise
+        self.stop_together(held)
+        return enough
+
+    def stop_together(self, held: Held) -> None:
+        """Save and raise if the monitor of any process has raised."""
+        if self.ranks.any(held.stop is not None):
+            self.save()
+            raise held.stop or Cancelled
 
     def update(self) -> dict[str, float]:
         """One update: every phase's losses on the key intervals, then a step of whom it trained.
@@ -191,6 +218,9 @@ class _Run:
             row |= {"k": ks[0], "t": self.states.t[ks[0]]}
         for phase in self.objective.phases:
             figures, trained = self.accumulate(phase.terms, self.batch(phase.draw), ks)
+            figures = self.ranks.mean(figures)
+            for name, role in trained.items():
+                self.ranks.reduce(role.parameters.values(), whole=name == "heads")
             figures |= {f"{name}_grad_norm": role.clip() for name, role in trained.items()}
             self.check_finite(figures, ks)
             for role in trained.values():
@@ -202,16 +232,17 @@ class _Run:
         return row
 
     def batch(self, draw: str) -> KeyBatch:
-        """The batch of this update that phases which share `draw` read."""
+        """This process's part of the update's batch that phases which share `draw` read."""
         key = f"{self.step}/{draw}" if draw else self.step
-        batch = self.states.batch(self.recipe.batch_size, self.recipe.seed, key, self.device)
+        size, seed = self.recipe.batch_size, self.recipe.seed
+        batch = self.states.batch(size, seed, key, self.device, self.ranks.rows(size))
         return replace(batch, step=self.step)
 
     def accumulate(
         self, terms: Terms, batch: KeyBatch, ks: Sequence[int]
     ) -> tuple[dict[str, float], dict[str, Role]]:
         """Backpropagate the mean of `terms` over `ks`; its figures, and who was trained."""
-        parts = self.recipe.accumulate
+        parts = self.ranks.parts(self.recipe.batch_size, self.recipe.accumulate)
         means = Means(ks, parts)
         trained: dict[str, Role] = {}
         for k in ks:
@@ -245,7 +276,7 @@ class _Run:
         if self.average is not None:
             parts["average"] = self.average.values
         parts["objective"] = self.objective.state_dict()
-        save_checkpoint(self.folder, self.step, parts, self.recipe.keep_checkpoints)
+        save_checkpoint(self.folder, self.step, parts, self.recipe.keep_checkpoints, self.ranks)
 
     def finished(self) -> Student:
         """The best student, or the last, with the averaged weights if the recipe asks for them."""
@@ -286,10 +317,11 @@ def _watch(
     recipe: Recipe,
     folder: Path,
     decode: Decode | None,
+    ranks: Ranks,
 ) -> Watch | None:
     if recipe.validate_every:
         looked_at = dataset if validation is None else validation
-        return Watch(info, looked_at, recipe, folder, decode)
+        return Watch(info, looked_at, recipe, folder, decode, ranks)
     if validation is not None:
         raise AccVideoError(
             f"dataset {validation.folder.name!r} was given to look at, but recipe.validate_every "

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import AccVideoError
 from ..evaluate.metrics import latent_mse
 from ..export import save_student
-from ..files import append_lines, read_safetensors
+from ..files import append_lines
 from ..monitor import Monitor, Progress, silent
 from ..sampling import sample
 from ..student_file import load_student, read_student_info
@@ -35,6 +35,7 @@ from ..trajectories.store import TrajectoryDataset
 from .checkpoint import kept
 from .metrics import METRICS_FILE, read_metrics
 from .optimiser import Role
+from .ranks import ALONE, Ranks
 from .recipes import Recipe
 from .run import BEST_FILE
 from .student import Student, StudentInfo
@@ -63,6 +64,7 @@ class Watch:
         recipe: Recipe,
         folder: Path,
         decode: Decode | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """
         Args:
@@ -71,11 +73,13 @@ class Watch:
             folder: of the run; nothing is written yet.
             decode: makes frames [1, F, H, W, 3] of model-space latents [1, C, T, H, W]. Without it
                 figures are those of latents, and there are no pictures.
+            ranks: all sample, the first looks and writes, and all read what it has written.
 
         Raises:
             AccVideoError: the dataset does not fit, or its clips cannot tell `recipe.best_by`.
         """
         self.info, self.recipe, self.folder, self.decode = info, recipe, folder, decode
+        self.ranks = ranks
         self.frames = dataset.info.frames
         self.clips = fixed_clips(dataset, recipe.validation_clips, info)
         self.pairs = pairs_of(self.clips)
@@ -119,10 +123,13 @@ class Watch:
             if seen is None:
                 notes.append(self._give_up(step))
             else:
-                row = self._row(step, *seen, rows)
-                notes += row["notes"]
+                row: Row = {"step": step}
+                if self.ranks.first:
+                    row = self._row(step, *seen, rows)
+                notes += row.get("notes", ())
                 row["seconds"] = time.perf_counter() - started
                 self._keep(row, student, seen[0], rows)
+                self.ranks.wait()
                 rows = self.rows()
         stop = self._stop(step, rows)
         self._tell([*notes, stop] if stop else notes, monitor)
@@ -137,12 +144,8 @@ class Watch:
         """The best student so far, where there is one; `student` is the run's own."""
         if self._best(self.rows()) is None:
             return None
-        path = self.folder / BEST_FILE
-        if student.info.lora is not None:
-            return load_student(path, student.as_teacher())
         # A second set of full weights would not fit beside this one.
-        student.load_state_dict(read_safetensors(path)[0])
-        return replace(student, info=read_student_info(path))
+        return load_student(self.folder / BEST_FILE, student.as_teacher(), onto=student)
 
     def _best(self, rows: list[Row]) -> Row | None:
         """The look whose student is in the file."""
@@ -156,7 +159,7 @@ class Watch:
     def _see(self, step: int, student: Student, monitor: Monitor) -> tuple[list[Seen], float]:
         """Every clip by the student, and the mean squared distance of its latents."""
         spec = self.info.latent_spec
-        if not self._teachers:
+        if not self._teachers and self.ranks.first:
             self._teachers = [see(x.result, self.frames, spec, self.decode) for x in self.clips]
         each = len(self.info.key_times)  # the steps, and decoding
         total, seen, distances = each * len(self.clips), [], []
@@ -167,12 +170,14 @@ class Watch:
                 monitor(Progress("look", done + progress.step, total))
 
             latents = self._sampled(step, clip, student, stepped)
+            if not self.ranks.first:
+                continue
             ends = (spec.crop(x, self.frames) for x in (latents, clip.result))
             distances.append(float(latent_mse(*ends)))
             seen.append(see(latents, self.frames, spec, self.decode))
             if number + 1 < len(self.clips):
                 monitor(Progress("look", done + each, total))
-        return seen, sum(distances) / len(distances)
+        return seen, sum(distances) / max(1, len(distances))
 
     def _sampled(self, step: int, clip: FixedClip, student: Student, monitor: Monitor) -> Tensor:
         """The student's clean latents [1, C, T, H, W] from the clip's noise, on the CPU."""
@@ -209,19 +214,22 @@ class Watch:
     def _keep(self, row: Row, student: Student, seen: list[Seen], rows: list[Row]) -> None:
         """Write everything about a look; its line comes last and says that the rest is there."""
         step, best = row["step"], self._best(rows)
-        if self.decode is not None:
+        if self.decode is not None and self.ranks.first:
             teachers, students = ([x.picture for x in some] for some in (self._teachers, seen))
             texts = [clip.text for clip in self.clips]
             write_look(self.folder / SAMPLES, step, teachers, students, texts)
         # The untrained student is no candidate: it may be near the teacher in one figure by chance.
         if self.recipe.best_by is not None and step > 0:
-            if _better(row, best, self.recipe.best_by):
+            if self.ranks.any(_better(row, best, self.recipe.best_by)):
                 trained = self.info.steps_trained + step
                 info = replace(student.info, steps_trained=trained)
-                save_student(replace(student, info=info), self.folder / BEST_FILE)
+                weights = student.state_dict(keep=self.ranks.first)
+                if self.ranks.first:
+                    save_student(replace(student, info=info), self.folder / BEST_FILE, weights)
                 best = row
             row["best_step"] = best and best["step"]
-        append_lines(self.folder / LOOKS_FILE, json.dumps(row) + "\n")
+        if self.ranks.first:
+            append_lines(self.folder / LOOKS_FILE, json.dumps(row) + "\n")
 
     def _stop(self, step: int, rows: list[Row]) -> str:
         """Why training should stop after `step` updates; empty when it should not."""
@@ -243,6 +251,8 @@ class Watch:
 
         How much a look takes is known only by trying; once short, it makes room first.
         """
+        if self.ranks.size > 1:  # one that tries again would be waited for in vain
+            return work()
         try:
             if not self._short:
                 return work()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..latents import LatentSpec
+from . import context_parallel
 from .keys.hunyuan_video import key_table
 from .video_model import Family
 
@@ -129,6 +130,7 @@ HUNYUAN_VIDEO = Family(
         *(f"{block}.proj_out" for block in range(100)),
     ),
     key_table=key_table,
+    sequence=context_parallel.HUNYUAN_VIDEO,
     encode=_encode,
     text_tokens=TEXT_TOKENS,
     from_native=_from_native,

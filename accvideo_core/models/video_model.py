@@ -21,6 +21,7 @@ from ..errors import AccVideoError
 from ..flow import Times, time_grid
 from ..guidance import Cfg
 from ..latents import LatentSpec
+from .context_parallel import SequencePlan
 from .experts import Experts
 from .quantised import packed_weights
 
@@ -105,6 +106,8 @@ class Family:
     """Names (suffixes) of the linear layers that adapters go on."""
     key_table: Callable[[Mapping[str, Any]], KeyTable] = _nothing
     """(transformer config) -> names between diffusers and the official release."""
+    sequence: SequencePlan | None = None
+    """How several processes divide a sample's tokens; None where they cannot."""
 
     # What it is conditioned on
     encode: Callable[[Any, Sequence[str], torch.device], Condition]

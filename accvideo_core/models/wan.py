@@ -21,6 +21,7 @@ from ..errors import AccVideoError
 from ..flow import expand_time
 from ..guidance import Cfg
 from ..latents import LatentSpec
+from . import context_parallel
 from .keys.wan import key_table
 from .video_model import Family
 from .wan_release import NEGATIVE_PROMPT, SHAKY_CAMERA, VAES
@@ -312,6 +313,7 @@ WAN_T2V = Family(
     tokens=_tokens,
     lora_targets=_TARGETS,
     key_table=key_table,
+    sequence=context_parallel.WAN,
     encode=_encode,
     text_tokens=TEXT_TOKENS,
     from_native=_from_native,
@@ -364,6 +366,7 @@ WAN22_TI2V = replace(
     title="Wan 2.2 5B text and image to video",
     matches=_is(48, 48),
     forward=_forward_ti2v,
+    sequence=context_parallel.WAN_PER_TOKEN,
     encode_image=_encode_first_frame,
     from_native=_from_native_ti2v,
 )

@@ -1,0 +1,193 @@
+"""Ranks: the processes that train one student together, and what they tell each other.
+
+torchrun starts them. `ALONE` is a run of one process, whose answers cost nothing, so that the
+trainer asks the same questions either way and has no special case.
+
+The ranks of a sequence group (Ulysses) are neighbours: they see the same samples and divide the
+tokens among them. Groups divide the samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import AccVideoError
+from ..monitor import Cancelled
+from .sharded_tensors import is_sharded
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process."""
+
+    rank: int = 0
+    size: int = 1
+    """Processes."""
+    sequence: int = 1
+    """Processes that divide the tokens of one sample."""
+    local_size: int = 1
+    """Processes on this machine."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks to people."""
+        return self.rank == 0
+
+    @property
+    def groups(self) -> int:
+        """Groups that divide a batch."""
+        return self.size // self.sequence
+
+    def rows(self, batch: int) -> slice:
+        """This process's samples of a batch of `batch`."""
+        each = batch // self.groups
+        start = self.rank // self.sequence * each
+        return slice(start, start + each)
+
+    def parts(self, batch: int, accumulate: int) -> int:
+        """In how many equal parts this process computes its samples.
+
+        A part is as large as in one process, or smaller.
+        """
+        mine, most = batch // self.groups, batch // accumulate
+        return next(n for n in range(1, mine + 1) if mine % n == 0 and mine // n <= most)
+
+    def reduce(self, parameters: Iterable[Tensor], whole: bool) -> None:
+        """Make gradients those of the whole batch, the same in every process.
+
+        Args:
+            parameters: their gradients are changed in place.
+            whole: each process computed with all tokens of its samples, as heads do; not so the
+                student, whose gradient is the sum over the processes that divide the tokens.
+        """
+
+    def mean(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The mean over processes of figures that all of them have."""
+        return dict(figures)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What the groups hold, [n, ...] on the CPU each, one after the other."""
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return flag
+
+    def agree(self, number: int) -> bool:
+        """Whether all processes say the same number."""
+        return True
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+
+
+ALONE = Ranks()
+
+
+class ManyRanks(Ranks):
+    """Processes of torch's default group."""
+
+    def reduce(self, parameters: Iterable[Tensor], whole: bool) -> None:
+        import torch.distributed as dist
+
+        split = 1 if whole else self.sequence
+        for p in parameters:
+            if p.grad is None:
+                continue
+            if is_sharded(p):  # FSDP has taken the mean
+                p.grad.to_local().mul_(split)  # type: ignore[attr-defined]
+            else:
+                dist.all_reduce(p.grad)
+                p.grad.mul_(split / self.size)
+
+    def mean(self, figures: Mapping[str, float]) -> dict[str, float]:
+        import torch.distributed as dist
+
+        values = torch.tensor([float(x) for x in figures.values()], dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(figures, (values / self.size).tolist(), strict=True))
+
+    def gather(self, x: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x)
+        return torch.cat(parts[:: self.sequence])
+
+    def any(self, flag: bool) -> bool:
+        return self._most(int(flag)) > 0
+
+    def agree(self, number: int) -> bool:
+        most, least = self._most(number), -self._most(-number)
+        return most == least
+
+    def wait(self) -> None:
+        self._most(0)
+
+    def _most(self, number: int) -> int:
+        import torch.distributed as dist
+
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+
+@contextlib.contextmanager
+def joined(sequence: int | None = None, device: str | None = None) -> Iterator[Ranks]:
+    """The processes that torchrun started, for the length of the block; else `ALONE`.
+
+    Each takes the GPU of its number on its machine, unless `device` is the CPU.
+
+    Raises:
+        AccVideoError: torch cannot do that, or the numbers do not go together.
+    """
+    size, sequence = int(os.environ.get("WORLD_SIZE", "1")), sequence or 1
+    if sequence < 1 or size % sequence:
+        raise AccVideoError(
+            f"sequence-parallel is {sequence}, which does not divide the {size} processes; start "
+            f"a multiple of it with torchrun, or choose a divisor"
+        )
+    if size == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    _check_torch(dist.is_available())
+    _check_device(device)
+    backend = "gloo"
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    try:
+        yield ManyRanks(dist.get_rank(), size, sequence, local)
+    except Cancelled:  # by all of them; after another error others may wait for this process
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _check_device(device: str | None) -> None:
+    if device not in (None, "cpu", "cuda"):
+        raise AccVideoError(
+            f"device is {device}, but every process takes a GPU of its own; give cuda or cpu"
+        )
+
+
+def _check_torch(available: bool) -> None:
+    try:
+        from torch.distributed.fsdp import fully_shard  # noqa: F401
+    except ImportError:
+        available = False
+    if not available:
+        raise AccVideoError(
+            f"torch {torch.__version__} cannot train in several processes; "
+            "install torch 2.7 or newer, built with torch.distributed"
+        )
