@@ -28,7 +28,14 @@ from .models.lora_file import EXPERT_KEY, LOW_PREFIX
 from .models.lora_layout import Factors, fuse, truncate
 from .student_file import load_student, pair_of, read_student_info, table_of
 
-__all__ = ["Exported", "export_student", "load_student", "read_student_info", "save_student"]
+__all__ = [
+    "Exported",
+    "export_student",
+    "load_student",
+    "native_lora",
+    "read_student_info",
+    "save_student",
+]
 
 LAYOUTS = ("native", "diffusers")
 KINDS = ("lora", "full")
@@ -40,6 +47,7 @@ DTYPES = {
 SHARD_BYTES = 5_000_000_000
 _WEIGHTS = "diffusion_pytorch_model"
 _PREFIX = "transformer."
+_NATIVE_PREFIX = "diffusion_model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +173,31 @@ def export_student(
     return Exported(tuple(path for path, _ in written), errors)
 
 
+def native_lora(student: Student, dtype: str = "bf16") -> dict[str, Tensor]:
+    """A student's LoRA under ComfyUI's names, the tensors that `export_student` writes.
+
+    Raises:
+        AccVideoError: the student has full weights, or two experts and so two LoRAs.
+    """
+    if student.info.lora is None:
+        raise AccVideoError("the student has full weights and no LoRA; use Save Student instead")
+    if len(networks_of(student.model.module)) > 1:
+        raise AccVideoError(
+            "the student has two experts and so two LoRAs; use Export Student instead"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        return _named(_native_adapters(student, ""), _NATIVE_PREFIX, dtype)
+
+
 def _write_lora(job: _Job, expert: str, network: nn.Module) -> tuple[Path, float]:
     """One expert's adapters; the path and the relative error by a lower rank."""
     native = job.layout == "native"
-    factors = _adapters(job.student, expert)
-    if native:
-        factors = fuse(table_of(job.student.model, network), factors)
+    factors = (_native_adapters if native else _adapters)(job.student, expert)
     error, info = 0.0, _folded(job.student.info)
     if job.rank is not None and any(a.shape[0] > job.rank for a, _ in factors.values()):
         info = _of_rank(info, job.rank, factors)
         factors, error = _truncated(factors, job.rank)
-    prefix = "diffusion_model." if native else _PREFIX
-    tensors = {
-        f"{prefix}{layer}.lora_{side}.weight": x.to(DTYPES[job.dtype])
-        for layer, pair in factors.items()
-        for side, x in zip("AB", pair, strict=True)
-    }
+    tensors = _named(factors, _NATIVE_PREFIX if native else _PREFIX, job.dtype)
     path = pair_of(job.path).get(expert, job.path)
     write_safetensors(path, tensors, _header(job.student, info, expert))
     return path, error
@@ -289,6 +306,20 @@ def _adapters(student: Student, expert: str) -> dict[str, Factors]:
             state[f"{layer}.lora_B.weight"] * scale,
         )
         for layer in layers
+    }
+
+
+def _native_adapters(student: Student, expert: str) -> dict[str, Factors]:
+    """native layer -> (A, B) of one expert; the parts of a fused layer are one."""
+    network = networks_of(student.model.module)[expert]
+    return fuse(table_of(student.model, network), _adapters(student, expert))
+
+
+def _named(factors: Mapping[str, Factors], prefix: str, dtype: str) -> dict[str, Tensor]:
+    return {
+        f"{prefix}{layer}.lora_{side}.weight": x.to(DTYPES[dtype]).contiguous()
+        for layer, pair in factors.items()
+        for side, x in zip("AB", pair, strict=True)
     }
 
 

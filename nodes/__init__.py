@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import paths
+from . import live, paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
 from .inspect import AccVideoInspectTrajectory
@@ -43,6 +43,7 @@ class AccVideoExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         paths.register_student_folder()
+        live.register_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -24,6 +24,10 @@ ACTIVATIONS = 0.2
 VAE_MEMORY = 2 * 2**30
 """Bytes that decoding a tile may take."""
 
+MAIN_MEMORY = torch.device("cpu")
+ALL = 1e30
+"""More bytes than any device has."""
+
 
 class Network(nn.Module):
     """What ComfyUI's management keeps its books on; the network itself stays as it is."""
@@ -45,12 +49,18 @@ _patchers: WeakKeyDictionary[Teacher, dict[str, ModelPatcher]] = WeakKeyDictiona
 
 
 @contextmanager
-def on_device(teacher: Teacher, *modules: nn.Module) -> Iterator[list[nn.Module]]:
+def on_device(
+    teacher: Teacher, *modules: nn.Module, whole: bool = True
+) -> Iterator[list[nn.Module]]:
     """Have the teacher's network and the modules on ComfyUI's device for the block.
 
     The network is a model of ComfyUI's management like any other: room is made for it, and
     afterwards it stays until the room is needed. A student shares its teacher's weights, so they
     move as one, and only what the modules have beside them is moved here.
+
+    Args:
+        whole: False leaves the teacher's weights in main memory, for the block to bring over what
+            it needs when it needs it. Everything else of ComfyUI's makes room then.
 
     Yields the list of what is put away afterwards; append modules that were made in the block.
     """
@@ -59,14 +69,20 @@ def on_device(teacher: Teacher, *modules: nn.Module) -> Iterator[list[nn.Module]
     if device.type == "cpu":
         yield placed
         return
-    network = teacher.model.module
-    _load(teacher, "network", network, _bytes(placed))
-    _move(placed, device)
+    network, home = teacher.model.module, management.unet_offload_device()
+    if whole:
+        _load(teacher, "network", network, _bytes(placed))
+    else:
+        _unload_all(device)
+        _move([network], MAIN_MEMORY)
+    # What is shared with the teacher must stay where the teacher is.
+    _move(placed, device, keep=network)
     try:
         yield placed
     finally:
-        # What is shared with the teacher must stay where the teacher is.
-        _move(placed, management.unet_offload_device(), keep=network)
+        _move(placed, home, keep=network)
+        if not whole:
+            _move([network], MAIN_MEMORY)
         management.soft_empty_cache()
 
 
@@ -106,6 +122,11 @@ def _load(teacher: Teacher, part: str, module: nn.Module, beside: float) -> None
         management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
 
 
+@torch.inference_mode(False)
+def _unload_all(device: torch.device) -> None:
+    management.free_memory(ALL, device)
+
+
 def default_dtype() -> torch.dtype:
     """What "auto" means: float32 on a CPU, else bfloat16 where the device has it, else float16."""
     device = management.get_torch_device()
@@ -130,10 +151,16 @@ def _move(modules: list[nn.Module], device: torch.device, keep: nn.Module | None
     """Move what the modules hold, except what `keep` holds as well."""
     for part, name, x in apart(modules, keep):
         if isinstance(x, nn.Parameter):
-            x.data = x.data.to(device)
+            x.data = _moved(x.data, device)
             x.grad = None if x.grad is None else x.grad.to(device)
         else:
-            part._buffers[name] = x.to(device)
+            part._buffers[name] = _moved(x, device)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On the device, and fit for a backward pass even if ComfyUI moved it in inference mode."""
+    x = x.to(device)
+    return x.clone() if x.is_inference() else x
 
 
 def apart(

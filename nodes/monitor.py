@@ -16,6 +16,9 @@ from ..accvideo_core.monitor import Progress
 Preview = Callable[[Tensor], Image.Image]
 """Makes a picture of latents [B, C, T, H, W] in model space."""
 
+Picture = tuple[str, Image.Image, int]
+"""(format, picture, pixels of its longer side) as ComfyUI's progress bar takes it."""
+
 TEXT_SECONDS = 0.5
 PICTURE_SECONDS = 2.0
 PICTURE_SHARE = 0.05
@@ -48,9 +51,12 @@ class NodeMonitor:
         self._bar.update_absolute(progress.step, preview=self._picture(progress, now))
         if now - self._told >= TEXT_SECONDS or progress.step >= progress.total:
             self._told = now
-            self.tell(describe(progress, now - self._start, progress.step - self._first))
+            self.tell(self._words(progress, now - self._start, progress.step - self._first))
 
-    def _picture(self, progress: Progress, now: float) -> tuple[str, Image.Image, int] | None:
+    def _words(self, progress: Progress, seconds: float, done: int) -> str:
+        return describe(progress, seconds, done)
+
+    def _picture(self, progress: Progress, now: float) -> Picture | None:
         if not (self._preview and progress.preview) or now < self._next_picture:
             return None
         picture = self._preview(progress.preview())

@@ -187,7 +187,7 @@ def export_path(place: str, name: str, overwrite: bool) -> Path:
     return path
 
 
-def complaint(resolve: Callable[[str], Path], name: str | None) -> bool | str:
+def complaint(resolve: Callable[[str], object], name: str | None) -> bool | str:
     """For `validate_inputs`: True, or why `name` cannot be used. A linked name is not known yet."""
     try:
         if name is not None:

@@ -24,6 +24,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+WEIGHTS = ("as stored", "fp8", "nf4")
 VARIANTS = {"auto": None, "HunyuanVideo I2V (token replace)": "hunyuan_video_i2v_replace"}
 
 
@@ -76,6 +77,16 @@ class AccVideoLoadTeacher(io.ComfyNode):
                     tooltip="Only for checkpoints that their tensors cannot tell from another: "
                     "HunyuanVideo I2V (token replace) looks like HunyuanVideo.",
                 ),
+                io.Combo.Input(
+                    "weights",
+                    options=list(WEIGHTS),
+                    default=WEIGHTS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Hold the weights of the blocks' layers in fewer bytes: fp8 halves "
+                    "them, nf4 (bitsandbytes, NVIDIA) takes a quarter. They are less exact, and "
+                    "teach lora students only.",
+                ),
             ],
             outputs=[
                 AccVideoModel.Output(
@@ -101,7 +112,12 @@ class AccVideoLoadTeacher(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, teacher: str, dtype: str, low_noise: str = paths.NONE, variant: str = "auto"
+        cls,
+        teacher: str,
+        dtype: str,
+        low_noise: str = paths.NONE,
+        variant: str = "auto",
+        weights: str = WEIGHTS[0],
     ) -> io.NodeOutput:
         from ..accvideo_core.models.loading import load_teacher
 
@@ -113,7 +129,7 @@ class AccVideoLoadTeacher(io.ComfyNode):
             variant=VARIANTS[variant],
             free_memory=free_host_memory(),
         )
-        return io.NodeOutput(loaded)
+        return io.NodeOutput(loaded if weights == WEIGHTS[0] else _packed(loaded, weights))
 
 
 class AccVideoTeacherLora(io.ComfyNode):
@@ -288,6 +304,15 @@ class AccVideoEncodePrompts(io.ComfyNode):
             with on_device(model):
                 return io.NodeOutput(to_native(model.encode_prompts(texts, guidance or None)))
         return io.NodeOutput([entry for text in texts for entry in _encode(clip, text, guidance)])
+
+
+def _packed(teacher: Teacher, how: str) -> Teacher:
+    """The teacher with its weights in fewer bytes."""
+    from ..accvideo_core.models.packing import pack_weights
+
+    # Weights that are made inside ComfyUI's inference mode could never be trained through.
+    with torch.inference_mode(False):
+        return replace(teacher, model=pack_weights(teacher.model, how))
 
 
 def _pairs(texts: list[str], images: torch.Tensor, clip: Any) -> list[tuple[str, torch.Tensor]]:

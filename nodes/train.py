@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..accvideo_core.distill.recipes import GAN_NAMES, PRESETS, Recipe
+from ..accvideo_core.distill.recipes import GAN_NAMES, Recipe
 from ..accvideo_core.distill.recipes import preset as preset_recipe
 from ..accvideo_core.distill.student import LoraSpec
+from ..accvideo_core.errors import AccVideoError
 from . import paths
 from .devices import on_device
-from .monitor import NodeMonitor
-from .previews import previewer
+from .previews import pair, previewer
 from .sockets import AccVideoDataset, AccVideoModel, AccVideoStudent, StudentHandle
+from .train_inputs import (
+    length_widgets,
+    memory_widgets,
+    more_widgets,
+    parsed,
+    preset_choice,
+    recipe_choice,
+    recipe_of,
+    run_name,
+    seed_widget,
+)
+from .train_monitor import TrainMonitor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..accvideo_core.distill.student import Student, StudentInfo
     from ..accvideo_core.models.loading import Teacher
     from ..accvideo_core.trajectories.store import TrajectoryDataset
 
@@ -42,8 +58,8 @@ class AccVideoDistill(io.ComfyNode):
             inputs=[
                 AccVideoModel.Input("model", tooltip="The teacher that recorded the dataset."),
                 AccVideoDataset.Input("dataset", tooltip="Its recorded trajectories."),
-                _run_name("my_student"),
-                _preset("trajectory"),
+                run_name("my_student"),
+                preset_choice("trajectory"),
                 io.Int.Input(
                     "student_steps",
                     default=0,
@@ -52,7 +68,7 @@ class AccVideoDistill(io.ComfyNode):
                     tooltip="Steps the student will take; they must divide the dataset's kept "
                     "steps. 0 is the preset's number.",
                 ),
-                *_training_widgets(),
+                *length_widgets(),
                 io.Combo.Input(
                     "student_type",
                     options=["preset", "lora", "full"],
@@ -67,16 +83,17 @@ class AccVideoDistill(io.ComfyNode):
                     max=1024,
                     tooltip="Rank of the adapters of a lora student. 0 is the preset's.",
                 ),
-                _seed(),
-                *_memory_widgets(),
+                seed_widget(),
+                *memory_widgets(),
+                *more_widgets(),
             ],
             outputs=_outputs(),
             is_experimental=True,
         )
 
     @classmethod
-    def validate_inputs(cls, run: str) -> bool | str:
-        return paths.complaint(paths.run_folder, run)
+    def validate_inputs(cls, run: str, settings: str = "") -> bool | str:
+        return _complaint(run, settings)
 
     @classmethod
     def execute(
@@ -92,14 +109,15 @@ class AccVideoDistill(io.ComfyNode):
         student_type: str,
         rank: int,
         seed: int,
-        **memory: Any,
+        settings: str = "",
+        **more: Any,
     ) -> io.NodeOutput:
-        base = preset_recipe(preset)
-        recipe = _changed(
-            base, train_steps=train_steps, batch_size=batch_size, lr=learning_rate,
-            student_steps=student_steps,
+        lora = _lora(preset_recipe(preset), student_type, rank)
+        own = {"lora": None if lora is None else asdict(lora), "seed": seed}
+        recipe = recipe_of(
+            preset, {**own, **parsed(settings)}, train_steps=train_steps, batch_size=batch_size,
+            lr=learning_rate, student_steps=student_steps, **more,
         )  # fmt: skip
-        recipe = replace(recipe, lora=_lora(base, student_type, rank), seed=seed, **memory)
         return _train(model, dataset, recipe, run)
 
 
@@ -121,9 +139,9 @@ class AccVideoAdversarialTune(io.ComfyNode):
                 AccVideoStudent.Input(
                     "student", tooltip="The student to start from; it is not changed itself."
                 ),
-                _run_name("my_student_tuned"),
-                _preset("adversarial"),
-                *_training_widgets(),
+                run_name("my_student_tuned"),
+                preset_choice("adversarial"),
+                *length_widgets(),
                 io.Float.Input(
                     "adversarial_weight",
                     default=0.1,
@@ -146,16 +164,28 @@ class AccVideoAdversarialTune(io.ComfyNode):
                     step=1e-6,
                     tooltip="Learning rate of the heads. 0 is the preset's.",
                 ),
-                _seed(),
-                *_memory_widgets(),
+                seed_widget(),
+                *memory_widgets(),
+                *more_widgets(
+                    recipe_choice(
+                        "rollout",
+                        "direct makes every fake from fresh noise; queued spreads that over as "
+                        "many updates as the student has steps, which is cheaper (Algorithm 1).",
+                    ),
+                    recipe_choice(
+                        "head_kind",
+                        "spatial_temporal heads also look along time, should students learn to "
+                        "stand still.",
+                    ),
+                ),
             ],
             outputs=_outputs(),
             is_experimental=True,
         )
 
     @classmethod
-    def validate_inputs(cls, run: str) -> bool | str:
-        return paths.complaint(paths.run_folder, run)
+    def validate_inputs(cls, run: str, settings: str = "") -> bool | str:
+        return _complaint(run, settings)
 
     @classmethod
     def execute(
@@ -172,19 +202,26 @@ class AccVideoAdversarialTune(io.ComfyNode):
         gan_loss: str,
         head_learning_rate: float,
         seed: int,
-        **memory: Any,
+        settings: str = "",
+        **more: Any,
     ) -> io.NodeOutput:
-        info = student.student.info
-        recipe = _changed(
-            preset_recipe(preset), train_steps=train_steps, batch_size=batch_size,
-            lr=learning_rate, head_lr=head_learning_rate,
-        )  # fmt: skip
-        recipe = replace(
-            recipe, adversarial=True, adv_weight=adversarial_weight, gan_loss=gan_loss,
-            student_steps=len(info.key_times) - 1, key_times=info.key_times, lora=info.lora,
-            seed=seed, **memory,
+        own = {"adv_weight": adversarial_weight, "gan_loss": gan_loss, "seed": seed}
+        fixed = _of_student(student.student.info)
+        recipe = recipe_of(
+            preset, {**own, **parsed(settings, taken=fixed), **fixed}, train_steps=train_steps,
+            batch_size=batch_size, lr=learning_rate, head_lr=head_learning_rate, **more,
         )  # fmt: skip
         return _train(model, dataset, recipe, run, student)
+
+
+def _of_student(info: StudentInfo) -> dict[str, Any]:
+    """Fields of the recipe that the student to start from decides."""
+    return {
+        "adversarial": True,
+        "student_steps": len(info.key_times) - 1,
+        "key_times": info.key_times,
+        "lora": None if info.lora is None else asdict(info.lora),
+    }
 
 
 def _train(
@@ -197,19 +234,31 @@ def _train(
     from ..accvideo_core.distill.trainer import distill
 
     modules = [start.student.model.module] if start else []
-    with on_device(model, *modules) as placed, _in_training():
+    # Blocks that wait in main memory are the trainer's to place.
+    whole = not recipe.swap_blocks
+    with on_device(model, *modules, whole=whole) as placed, _in_training():
         result = distill(
             model.model,
             dataset,
             recipe,
             paths.run_folder(run),
             start=start.student if start else None,
-            monitor=NodeMonitor(previewer(model)),
+            monitor=TrainMonitor(run, previewer(model, pair)),
         )
         placed.append(result.student.model.module)
     metrics = (*(start.metrics if start else ()), result.metrics_file)
     handle = StudentHandle(result.student, model, metrics)
-    return io.NodeOutput(handle, {"loss": list(result.losses)})
+    return io.NodeOutput(handle, {"loss": list(result.losses)}, _lora_model(result.student))
+
+
+def _lora_model(student: Student) -> dict[str, Tensor] | ExecutionBlocker:
+    """The student's LoRA; where it has none, only the nodes that ask for it are told so."""
+    from ..accvideo_core.export import native_lora
+
+    try:
+        return native_lora(student)
+    except AccVideoError as error:
+        return ExecutionBlocker(str(error))
 
 
 @contextmanager
@@ -227,11 +276,6 @@ def _in_training() -> Iterator[None]:
         management.in_training = before
 
 
-def _changed(base: Recipe, **wanted: Any) -> Recipe:
-    """The preset with every wanted value that is not 0."""
-    return replace(base, **{name: value for name, value in wanted.items() if value})
-
-
 def _lora(base: Recipe, student_type: str, rank: int) -> LoraSpec | None:
     if student_type == "full" or (student_type == "preset" and base.lora is None):
         return None
@@ -239,95 +283,19 @@ def _lora(base: Recipe, student_type: str, rank: int) -> LoraSpec | None:
     return replace(lora, rank=rank) if rank else lora
 
 
-def _run_name(default: str) -> io.Input:
-    return io.String.Input(
-        "run",
-        default=default,
-        tooltip="Name of the run, a folder in output/accvideo/runs that holds its checkpoints and "
-        "metrics. The same name goes on with the same run.",
-    )
-
-
-def _preset(default: str) -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=list(PRESETS),
-        default=default,
-        tooltip="Where every setting comes from that is left at 0. tiny ones are for the embedded "
-        "teacher, paper is what AccVideo published.",
-    )
-
-
-def _training_widgets() -> list[io.Input]:
-    return [
-        io.Int.Input(
-            "train_steps",
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip="Optimiser updates. 0 is the preset's number.",
-        ),
-        io.Int.Input(
-            "batch_size",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="Trajectories per update. 0 is the preset's number.",
-        ),
-        io.Float.Input(
-            "learning_rate",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=1e-6,
-            tooltip="Learning rate of the student. 0 is the preset's.",
-        ),
-    ]
-
-
-def _seed() -> io.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=2**63 - 1,
-        control_after_generate=False,
-        tooltip="Seed of everything random in the run.",
-    )
-
-
-def _memory_widgets() -> list[io.Input]:
-    return [
-        io.Int.Input(
-            "accumulate",
-            default=1,
-            min=1,
-            max=4096,
-            optional=True,
-            advanced=True,
-            tooltip="Parts that a batch is computed in: more parts need less memory and more time.",
-        ),
-        io.Boolean.Input(
-            "gradient_checkpointing",
-            default=False,
-            optional=True,
-            advanced=True,
-            tooltip="Recompute activations in the backward pass: less memory, a third more time.",
-        ),
-        io.Int.Input(
-            "checkpoint_every",
-            default=100,
-            min=1,
-            max=1_000_000,
-            optional=True,
-            advanced=True,
-            tooltip="Updates between checkpoints. Cancelling writes one at once.",
-        ),
-    ]
+def _complaint(run: str | None, settings: str | None) -> bool | str:
+    """What is wrong with a run's name or with settings; linked ones are not known yet."""
+    first = paths.complaint(paths.run_folder, run)
+    return paths.complaint(parsed, settings) if first is True else first
 
 
 def _outputs() -> list[io.Output]:
     return [
         AccVideoStudent.Output("student", tooltip="The trained student, with its key times."),
         io.LossMap.Output("loss_map", tooltip="The loss at every update."),
+        io.LoraModel.Output(
+            "lora_model",
+            tooltip="The student's LoRA in ComfyUI's names, for Save LoRA Weights and Load LoRA "
+            "Model. A full student has none: what is linked here is then not run.",
+        ),
     ]

@@ -266,9 +266,11 @@ class _Run:
         )
 
     def preview(self) -> Tensor:
-        """The student's clean latents [1, C, T, H, W] for one fixed prompt and noise."""
+        """Clean latents [2, C, T, H, W] from one recorded noise: the teacher's, the student's."""
+        recorded = self.preview_batch.latents
         with torch.inference_mode(False), torch.no_grad():
-            return generate(self.student, self.preview_batch, 0)
+            made = generate(self.student, replace(self.preview_batch, z=recorded[-1]), 0)
+            return torch.cat([recorded[0], made])
 
     def save(self) -> None:
         """Write a checkpoint of the state between two updates."""

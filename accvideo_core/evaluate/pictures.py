@@ -38,7 +38,8 @@ _COLOURS = (
     (188, 189, 34),
     (23, 190, 207),
 )
-_TERMS = ("trajectory", "generator", "discriminator")
+TERMS = ("trajectory", "generator", "discriminator")
+"""Terms of our objectives as metrics name them, in the order in which they are drawn."""
 _MARGIN = 12
 Line = list[tuple[float, float]]
 _GAP = 3  # pixels between the frames of a clip
@@ -102,7 +103,7 @@ def loss_curves(
     named = runs if isinstance(runs, Mapping) else {path.parent.name: path for path in runs}
     series = {label: _read_metrics(Path(path)) for label, path in named.items()}
     found = sorted({key for figures in series.values() for key in figures})
-    terms = [key for key in _TERMS if key in found] or [key for key in found if "loss" in key]
+    terms = [key for key in TERMS if key in found] or [key for key in found if "loss" in key]
     chosen = terms if keys is None else list(keys)
     missing = [key for key in chosen if key not in found]
     if missing or not chosen:

@@ -14,8 +14,48 @@ import sys
 import types
 import weakref
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
+    """What on_device does for a network whose blocks wait in main memory, on a device of tests.
+
+    Tensors cannot come back from the meta device, so moves to and from it are only noted.
+    """
+    import torch
+
+    management, move = devices.management, devices._move
+    network = teacher.model.module
+    meta, here = torch.device("meta"), torch.device("cpu")
+    rooms: list[object] = []
+    moves: list[tuple[object, object]] = []
+
+    def moved(modules: list[Any], device: Any, keep: Any = None) -> None:
+        moves.append((modules[0], device))
+        if keep is None:
+            move(modules, device)
+
+    with torch.inference_mode():
+        network.to(torch.float64)  # as if ComfyUI had moved it
+    before = management.get_torch_device, management.free_memory
+    management.get_torch_device = lambda: meta
+    management.free_memory = lambda *asked: rooms.append(asked)
+    devices._move = moved
+    with devices.on_device(teacher, student, whole=False):
+        inside = list(network.parameters())
+        facts: dict[str, object] = {
+            "waiting blocks stay": all(x.device == here for x in inside),
+            "waiting blocks can be trained through": not any(x.is_inference() for x in inside),
+            "all other room is made": rooms == [(devices.ALL, meta)],
+        }
+    devices._move = move
+    management.get_torch_device, management.free_memory = before
+    facts["swapped network is put away"] = moves == [
+        (network, here), (student, meta), (student, here), (network, here)
+    ]  # fmt: skip
+    return facts
 
 
 def main(comfyui: str, base: str) -> None:
@@ -64,6 +104,8 @@ def main(comfyui: str, base: str) -> None:
     copied.append(nn.Linear(8, 8))
     moved = {(part, name) for part, name, _ in devices.apart([copied], network)}
     facts["shared weights stay"] = moved == {(copied[2], "weight"), (copied[2], "bias")}
+
+    facts |= swapped(devices, teacher, copied)
 
     management.get_total_memory = lambda *_args: 10
     try:

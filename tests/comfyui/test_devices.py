@@ -31,6 +31,10 @@ def facts(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "loaded once",
         "unloaded",
         "shared weights stay",
+        "waiting blocks stay",
+        "waiting blocks can be trained through",
+        "all other room is made",
+        "swapped network is put away",
         "forgotten",
     ],
 )

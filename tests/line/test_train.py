@@ -195,8 +195,9 @@ def test_inference_mode_changes_nothing(
         inside = run("inside", replace(RECIPE, train_steps=3), monitor=monitor)
         again = inside.student.clone()
     assert_same(inside, plain)
-    assert previews[0].shape == (1, *dataset.info.shape) and not previews[0].requires_grad
-    assert not torch.equal(previews[0], previews[1])
+    assert previews[0].shape == (2, *dataset.info.shape) and not previews[0].requires_grad
+    (taught, first), (same, second) = previews[:2]
+    assert torch.equal(taught, same) and not torch.equal(first, second)
     run("from", replace(RECIPE, train_steps=1), start=again)
 
 

@@ -18,7 +18,13 @@ from test_student import make
 from accvideo_core import export
 from accvideo_core.distill.student import LoraSpec
 from accvideo_core.errors import AccVideoError
-from accvideo_core.export import export_student, load_student, read_student_info, save_student
+from accvideo_core.export import (
+    export_student,
+    load_student,
+    native_lora,
+    read_student_info,
+    save_student,
+)
 from accvideo_core.models import VideoModel
 from accvideo_core.models.experts import Experts
 from accvideo_core.models.lora import apply_loras
@@ -66,6 +72,25 @@ def test_every_layout_comes_back(name: str, layout: str, what: str, tmp_path: Pa
         torch.testing.assert_close(
             case.velocities(loaded.model), case.velocities(student.model), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("name", tiny_families.NAMES)
+def test_native_lora_is_what_the_file_holds(name: str, tmp_path: Path) -> None:
+    case = tiny_families.case(name)
+    student = trained(case.model, LoraSpec(rank=3, alpha=4.5))
+    if isinstance(case.model.module, Experts):
+        with pytest.raises(AccVideoError, match="two experts and so two LoRAs"):
+            native_lora(student)
+        return
+    (path,) = export_student(student, tmp_path / "lora.safetensors").files
+    held, made = load_file(path), native_lora(student)
+    assert made.keys() == held.keys()
+    assert all(torch.equal(made[key], x) and made[key].dtype == x.dtype for key, x in held.items())
+
+
+def test_full_student_has_no_lora(teacher: VideoModel) -> None:
+    with pytest.raises(AccVideoError, match="full weights and no LoRA; use Save Student"):
+        native_lora(trained(teacher, None))
 
 
 @pytest.mark.parametrize("name", tiny_families.NAMES)
