@@ -39,19 +39,24 @@ class NodeMonitor:
         self._preview = preview
         self._next_picture = self._told = float("-inf")
         self._task: tuple[str, int] | None = None
+        # When each task began and at which step; one that is begun anew counts from there.
+        self._began: dict[tuple[str, int], tuple[float, int]] = {}
 
     def __call__(self, progress: Progress) -> None:
         # Every step, because ComfyUI's own progress bar checks only when it redraws itself.
         comfy.model_management.throw_exception_if_processing_interrupted()
         now = time.monotonic()
-        if self._task != (progress.stage, progress.total):
-            self._task = (progress.stage, progress.total)
+        task = (progress.stage, progress.total)
+        if self._task != task:
+            self._task = task
             self._bar = comfy.utils.ProgressBar(progress.total, node_id=self._node)
-            self._start, self._first = now, progress.step
+        if progress.step <= self._began.get(task, (now, progress.step))[1]:
+            self._began[task] = now, progress.step
+        start, first = self._began[task]
         self._bar.update_absolute(progress.step, preview=self._picture(progress, now))
         if now - self._told >= TEXT_SECONDS or progress.step >= progress.total:
             self._told = now
-            self.tell(self._words(progress, now - self._start, progress.step - self._first))
+            self.tell(self._words(progress, now - start, progress.step - first))
 
     def _words(self, progress: Progress, seconds: float, done: int) -> str:
         return describe(progress, seconds, done)

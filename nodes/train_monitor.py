@@ -20,6 +20,10 @@ SIZE = 640
 """Pixels of the longer side of what the node shows: a curve above a sample."""
 
 
+TRAINING, LOOKING = "distill", "look"
+"""Stages of a run."""
+
+
 class TrainMonitor(NodeMonitor):
     """Reports a run to the node's preview and to the page.
 
@@ -33,37 +37,38 @@ class TrainMonitor(NodeMonitor):
         self._curve = LossCurve.of_run(self._folder)
         self._sample = live.last_sample(self._folder)
         self._notes: tuple[str, ...] = ()
+        self._total = 0
         self._next_event = self._next_curve = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
-        if progress.stage == "distill":
+        last = progress.step >= progress.total
+        if progress.stage == TRAINING:
+            self._total = progress.total
             self._curve.add(progress.step, progress.metrics)
         if progress.picture is not None:
-            # From now on the run shows its own samples, and the words about them.
-            self._sample, self._notes, self._preview = progress.picture, (), None
-        self._notes = progress.notes or self._notes
+            self._sample, self._preview = progress.picture, None
+        if progress.notes or (last and progress.stage == LOOKING):
+            # What a look says holds until the next one.
+            self._notes = progress.notes
         super().__call__(progress)
         now = time.monotonic()
-        if self._node is not None and (now >= self._next_event or progress.step >= progress.total):
+        if self._node is not None and (now >= self._next_event or last):
             self._next_event = now + EVENT_SECONDS
-            live.tell(self._node, self._state(progress))
+            more = {"total": self._total, "notes": self._notes}
+            live.tell(self._node, live.state(self._run, self._curve, self._sample, **more))
 
     def _words(self, progress: Progress, seconds: float, done: int) -> str:
         return "\n".join([super()._words(progress, seconds, done), *self._notes])
 
-    def _state(self, progress: Progress) -> dict[str, object]:
-        more = {"total": progress.total, "notes": self._notes}
-        return live.state(self._run, self._curve, self._sample, **more)
-
     def _picture(self, progress: Progress, now: float) -> Picture | None:
-        made = super()._picture(progress, now)
+        made = super()._picture(progress, now) if progress.stage == TRAINING else None
         if made is not None:
             self._sample = _saved(made[1], self._folder / live.PREVIEW)
-        lines = self._curve.lines(live.POINTS)
-        if now < self._next_curve or not lines or live.page_draws():
+        if now < self._next_curve or live.page_draws():
             return None
         self._next_curve = now + PICTURE_SECONDS
-        return "JPEG", stacked(self._run, lines, self._sample), SIZE
+        lines = self._curve.lines(live.POINTS)
+        return ("JPEG", stacked(self._run, lines, self._sample), SIZE) if lines else None
 
 
 def stacked(run: str, lines: dict[str, Line], sample: Path | None) -> Image.Image:

@@ -59,3 +59,15 @@ def object_info(comfy_server: Any) -> dict[str, Any]:
     from scripts.comfyui.client import ComfyClient
 
     return ComfyClient(comfy_server.url).object_info()
+
+
+@pytest.fixture(scope="module")
+def page(comfy_server: Any) -> Iterator[Any]:
+    """An open page; skips where there is no browser."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from scripts.comfyui.page import ComfyPage, find_chromium
+
+    if find_chromium() is None:
+        pytest.skip("no Chromium or Chrome on this machine (Debian: apt install chromium)")
+    with ComfyPage(comfy_server.url, timeout=180) as opened:
+        yield opened

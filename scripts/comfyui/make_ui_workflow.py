@@ -27,12 +27,13 @@ NOTE_WIDTH, NOTE_COLUMNS, LINE = 480, 62, 24
 TALL = 1000
 """Height at which a group begins a new column."""
 SHOWS = {
+    **dict.fromkeys(("AccVideoDistill", "AccVideoAdversarialTune"), 250),
     "AccVideoCompare": 320,
     "AccVideoInspectTrajectory": 320,
     "SaveVideo": 320,
     "PreviewAny": 160,
 }
-"""Room for what a node shows when it has run."""
+"""Room for what a node shows while it runs or when it has run."""
 COLOURS = ["#3f789e", "#a1309b", "#8A8", "#b58b2a", "#88A", "#b06634"]
 
 

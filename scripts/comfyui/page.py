@@ -45,6 +45,7 @@ MISSING = """() => app.graph.nodes.map(n => n.type)
     .filter(type => !LiteGraph.registered_node_types[type])"""
 # Texts, because a value without a JSON form would not survive the way out of the page.
 TO_PROMPT = "async () => JSON.stringify(await app.graphToPrompt())"
+SET = "([name, value]) => app.extensionManager.setting.set(name, value)"
 LISTEN = """() => {
     window.accvideoRun = {errors: [], done: false};
     app.api.addEventListener("execution_error", e =>
@@ -127,11 +128,32 @@ class ComfyPage:
         """What is on the canvas: {"workflow": the UI form, "output": the API form}."""
         return json.loads(self.page.evaluate(TO_PROMPT))
 
+    def new_nodes(self, on: bool) -> None:
+        """Draw nodes as "Nodes 2.0" (Vue) does, or on the canvas (LiteGraph)."""
+        self.page.evaluate(SET, ["Comfy.VueNodes.Enabled", on])
+
+    def reload(self) -> None:
+        """Open the page again, as the browser's button does; it brings its workflow back."""
+        self.page.reload()
+        self.page.wait_for_function(READY)
+
     def run(self, timeout: float = 300.0) -> None:
         """Queue what is on the canvas and wait for its end. Raises PageError if a node fails."""
+        self.queue()
+        self.wait(timeout)
+
+    def queue(self) -> None:
+        """Queue what is on the canvas."""
         self.page.evaluate(LISTEN)
         if not self.page.evaluate("async () => await app.queuePrompt(0, 1)"):
             raise PageError("The page did not queue the workflow.")
+
+    def cancel(self) -> None:
+        """Cancel what runs, as the page's button does."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
+
+    def wait(self, timeout: float = 300.0) -> None:
+        """Wait for the end of what was queued. Raises PageError if it failed or was cancelled."""
         deadline = time.monotonic() + timeout
         while not self.page.evaluate("() => accvideoRun.done"):
             if time.monotonic() > deadline:

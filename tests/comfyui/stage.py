@@ -170,9 +170,13 @@ class Stage:
         return graph
 
     def run_stock(self, out: str, loras: bool, checkpoint: str = "") -> Tensor:
-        """The stock graph's latents; the log may have no complaint about weights."""
+        """The stock graph's latents."""
+        return self.latents(self.stock(out, loras, checkpoint), out)
+
+    def latents(self, graph: Prompt, out: str) -> Tensor:
+        """What a graph leaves in `out`; the log may have no complaint about weights."""
         before = len(self.server.log_text())
-        ComfyClient(self.server.url).run(self.stock(out, loras, checkpoint))
+        ComfyClient(self.server.url).run(graph)
         log = self.server.log_text()[before:]
         assert not [line for line in log.splitlines() if any(c in line for c in COMPLAINTS)]
         return self.case.rescale * load_file(self.file(out))["samples"]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from accvideo_core.export import read_student_info
 from accvideo_core.models.tiny import embedded_teacher_path
@@ -242,12 +244,15 @@ def test_cancelled_training_ends_where_an_unbroken_one_does(
     comfy_server: ComfyServer,
 ) -> None:
     stop(part(DISTILL, n5={"run": "resumed", "train_steps": 20}), DISTILL, 3, lambda: 0)
-    losses = []
+    losses, weights = [], []
     for run in ("resumed", "whole"):
         comfy_client.run(part(DISTILL, n5={"run": run, "train_steps": 20}))
-        file = comfy_server.output / "accvideo" / "runs" / run / "metrics.jsonl"
-        losses.append([json.loads(line)["loss"] for line in file.read_text().splitlines()])
+        folder = comfy_server.output / "accvideo" / "runs" / run
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+        weights.append(load_file(folder / "checkpoints" / "00000020.safetensors"))
     assert len(losses[0]) == 20 and losses[0] == losses[1]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
 
 
 def test_deleted_dataset_is_recorded_again(
@@ -373,9 +378,6 @@ def test_truncated_teacher_is_refused(comfy_client: ComfyClient, comfy_server: C
 def test_dataset_of_another_teacher_is_refused(
     first_run: Result, comfy_client: ComfyClient, comfy_server: ComfyServer
 ) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
     folder = comfy_server.base / "models" / "diffusers" / "other"
     shutil.copytree(embedded_teacher_path(), folder)
     (weights,) = (folder / "transformer").glob("*.safetensors")

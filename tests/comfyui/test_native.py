@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scripts.comfyui.client import NodeFailed
 from scripts.comfyui.server import ComfyServer
-from tests.comfyui.stage import LATENT, Case, Stage, distance
+from tests.comfyui.stage import LATENT, Case, Stage, distance, node
 
 
 def hunyuan() -> nn.Module:
@@ -128,6 +129,19 @@ def test_fp8_checkpoint_is_near_and_loads_without_a_complaint(stage: Stage, ours
     stage.export(f"{stage.name}_fp8", "checkpoint for ComfyUI", dtype="fp8")
     latents = stage.run_stock("fp8", loras=False, checkpoint=f"{stage.name}_fp8")
     assert 1e-6 < distance(latents, ours) < 0.2
+
+
+def test_stock_loader_takes_the_lora_from_the_socket(stage: Stage, ours: Tensor) -> None:
+    """In bfloat16, so to a few hundredths of what the LoRA does."""
+    graph = stage.stock("socket", loras=True)
+    inputs = {"lora": ["5", 2], "strength_model": 1.0, "bypass": False}
+    graph["30"] = node("LoraModelLoader", model=["20", 0], **inputs)
+    if stage.case.experts > 1:
+        with pytest.raises(NodeFailed, match="two experts and so two LoRAs; use Export Student"):
+            stage.latents(graph, "socket")
+        return
+    effect = distance(stage.run_stock("base", loras=False), ours)
+    assert distance(stage.latents(graph, "socket"), ours) < 0.05 * effect
 
 
 def test_the_student_differs_from_its_teacher_enough_to_be_told(stage: Stage, ours: Tensor) -> None:

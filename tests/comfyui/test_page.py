@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.comfyui.server import ComfyServer
 from scripts.comfyui.validate import validate_api
 
 ROOT = Path(__file__).resolve().parents[2]
 UI_WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 FAST = ROOT / "workflows" / "tiny_sample.json"
 PICTURES = ROOT / "build" / "page"
-
-
-@pytest.fixture(scope="module")
-def page(comfy_server: ComfyServer) -> Iterator[Any]:
-    """An open page; skips where there is no browser."""
-    pytest.importorskip("playwright", reason="playwright is not installed")
-    from scripts.comfyui.page import ComfyPage, find_chromium
-
-    if find_chromium() is None:
-        pytest.skip("no Chromium or Chrome on this machine (Debian: apt install chromium)")
-    with ComfyPage(comfy_server.url, timeout=180) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("path", UI_WORKFLOWS, ids=lambda path: path.stem)
