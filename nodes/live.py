@@ -6,6 +6,7 @@ The page needs neither; without it, a node's preview shows the same (train_monit
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,6 @@ def _address(file: Path) -> dict[str, Any]:
 
 def _server() -> Any:
     """The running server; None where nodes are used without one."""
-    from server import PromptServer
-
-    return getattr(PromptServer, "instance", None)
+    # Not imported: without a server that would bring half of ComfyUI in.
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
