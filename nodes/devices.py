@@ -17,6 +17,7 @@ from ..accvideo_core.errors import AccVideoError
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
     from ..accvideo_core.models.vae import VideoVAE
+    from ..accvideo_core.trajectories.stats import Decode
 
 ACTIVATIONS = 0.2
 """Memory asked for beside the weights, in units of the weights."""
@@ -93,6 +94,27 @@ def vae_on_device(teacher: Teacher) -> Iterator[VideoVAE]:
     if management.get_torch_device().type != "cpu":
         _load(teacher, "vae", vae.module, VAE_MEMORY)
     yield vae
+
+
+def decoder_beside(teacher: Teacher) -> Decode | None:
+    """The teacher's decoder for use while its network is at work; None where it has no VAE.
+
+    Not by ComfyUI's books, which could put the network away to make room. Where there is no room
+    it raises torch's own error.
+    """
+    if teacher.vae_path is None:
+        return None
+
+    def decode(latents: Tensor) -> Tensor:
+        vae = teacher.vae
+        home = next(vae.module.parameters()).device
+        _move([vae.module], management.get_torch_device())
+        try:
+            return vae.decode(latents)
+        finally:
+            _move([vae.module], home)
+
+    return decode
 
 
 def patcher_of(teacher: Teacher, part: str, module: nn.Module) -> ModelPatcher:

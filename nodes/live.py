@@ -12,7 +12,9 @@ from typing import Any
 
 import folder_paths
 
+from ..accvideo_core.distill.metrics import read_metrics
 from ..accvideo_core.distill.run import CONFIG_FILE
+from ..accvideo_core.distill.watch import LOOKS_FILE
 from ..accvideo_core.errors import AccVideoError
 from ..accvideo_core.evaluate.curve import LossCurve
 from ..accvideo_core.files import read_json
@@ -50,13 +52,20 @@ def stored(run: str) -> dict[str, Any]:
     folder = paths.run_folder(run)
     config = folder / CONFIG_FILE
     total = read_json(config)["recipe"]["train_steps"] if config.is_file() else 0
-    return state(run, LossCurve.of_run(folder), last_sample(folder), total=total)
+    more = {"total": total, "notes": last_notes(folder)}
+    return state(run, LossCurve.of_run(folder), last_sample(folder), **more)
 
 
 def last_sample(folder: Path) -> Path | None:
     """The newest picture of a run."""
     found = [path for path in (*folder.glob("samples/*.png"), folder / PREVIEW) if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def last_notes(folder: Path) -> tuple[str, ...]:
+    """What the last look at a run's student said."""
+    looks = read_metrics(folder / LOOKS_FILE)
+    return tuple(looks[-1]["notes"]) if looks else ()  # type: ignore[arg-type]
 
 
 def tell(node: str, told: dict[str, Any]) -> None:

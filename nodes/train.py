@@ -16,7 +16,7 @@ from ..accvideo_core.distill.recipes import preset as preset_recipe
 from ..accvideo_core.distill.student import LoraSpec
 from ..accvideo_core.errors import AccVideoError
 from . import paths
-from .devices import on_device
+from .devices import decoder_beside, on_device
 from .previews import pair, previewer
 from .sockets import AccVideoDataset, AccVideoModel, AccVideoStudent, StudentHandle
 from .train_inputs import (
@@ -243,6 +243,7 @@ def _train(
             recipe,
             paths.run_folder(run),
             start=start.student if start else None,
+            decode=decoder_beside(model),
             monitor=TrainMonitor(run, previewer(model, pair)),
         )
         placed.append(result.student.model.module)

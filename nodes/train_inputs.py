@@ -16,6 +16,9 @@ from ..accvideo_core.errors import AccVideoError
 PRESET = "preset"
 """Choice that leaves a field to the preset; so do 0 and a switch that is off."""
 
+NEVER = -1
+"""Validate never, where 0 is the preset's."""
+
 
 def recipe_of(preset: str, own: Mapping[str, Any], **widgets: Any) -> Recipe:
     """The preset, with every widget over it that says something, and `own` fields over these.
@@ -25,6 +28,8 @@ def recipe_of(preset: str, own: Mapping[str, Any], **widgets: Any) -> Recipe:
     """
     base = preset_recipe(preset).as_dict()
     said = {name: value for name, value in widgets.items() if value and value != PRESET}
+    if said.get("validate_every") == NEVER:
+        said["validate_every"] = 0
     return Recipe.from_dict({**base, **said, **own})
 
 
@@ -154,7 +159,8 @@ def more_widgets(*between: io.Input) -> list[io.Input]:
         _count(
             "validate_every",
             "Updates between looks at fixed clips, student beside teacher, with warnings in words. "
-            "0 never looks.",
+            f"0 is the preset's number, {NEVER} never looks.",
+            low=NEVER,
             top=1_000_000,
         ),
         recipe_choice(
@@ -184,11 +190,13 @@ def recipe_choice(name: str, tooltip: str) -> io.Input:
     )
 
 
-def _count(name: str, tooltip: str, default: int = 0, top: int = 1000) -> io.Input:
+def _count(
+    name: str, tooltip: str, default: int = 0, low: int | None = None, top: int = 1000
+) -> io.Input:
     return io.Int.Input(
         name,
         default=default,
-        min=min(default, 1),
+        min=min(default, 1) if low is None else low,
         max=top,
         optional=True,
         advanced=True,

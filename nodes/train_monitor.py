@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import time
 from pathlib import Path
@@ -48,8 +49,8 @@ class TrainMonitor(NodeMonitor):
         if progress.picture is not None:
             self._sample, self._preview = progress.picture, None
         if progress.notes or (last and progress.stage == LOOKING):
-            # What a look says holds until the next one.
-            self._notes = progress.notes
+            # What a look says holds until the next one; a resumed run does not say it again.
+            self._notes = progress.notes or live.last_notes(self._folder)
         super().__call__(progress)
         now = time.monotonic()
         if self._node is not None and (now >= self._next_event or last):
@@ -58,7 +59,9 @@ class TrainMonitor(NodeMonitor):
             live.tell(self._node, live.state(self._run, self._curve, self._sample, **more))
 
     def _words(self, progress: Progress, seconds: float, done: int) -> str:
-        return "\n".join([super()._words(progress, seconds, done), *self._notes])
+        # The page takes it for HTML.
+        notes = [html.escape(note, quote=False) for note in self._notes]
+        return "\n".join([super()._words(progress, seconds, done), *notes])
 
     def _picture(self, progress: Progress, now: float) -> Picture | None:
         made = super()._picture(progress, now) if progress.stage == TRAINING else None

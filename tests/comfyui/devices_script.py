@@ -50,11 +50,23 @@ def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
             "waiting blocks can be trained through": not any(x.is_inference() for x in inside),
             "all other room is made": rooms == [(devices.ALL, meta)],
         }
-    devices._move = move
-    management.get_torch_device, management.free_memory = before
     facts["swapped network is put away"] = moves == [
         (network, here), (student, meta), (student, here), (network, here)
     ]  # fmt: skip
+    moves.clear()
+    coder = torch.nn.Linear(1, 1)
+    vae = types.SimpleNamespace(module=coder, decode=lambda x: 1 / x)
+    decode = devices.decoder_beside(types.SimpleNamespace(vae_path=ROOT, vae=vae))
+    devices._move = lambda modules, device: moves.append((modules[0], device))
+    try:
+        decode(2.0), decode(0)
+    except ZeroDivisionError:
+        facts["decoder comes and goes"] = moves == 2 * [(coder, meta), (coder, here)]
+    facts["no decoder without a VAE"] = (
+        devices.decoder_beside(types.SimpleNamespace(vae_path=None)) is None
+    )
+    devices._move = move
+    management.get_torch_device, management.free_memory = before
     return facts
 
 

@@ -35,6 +35,8 @@ def facts(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "waiting blocks can be trained through",
         "all other room is made",
         "swapped network is put away",
+        "decoder comes and goes",
+        "no decoder without a VAE",
         "forgotten",
     ],
 )

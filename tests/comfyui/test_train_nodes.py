@@ -27,7 +27,7 @@ STOCK = {
 
 def training(run: str, **inputs: Any) -> Prompt:
     """A small dataset of the embedded teacher, and a two-step student of it."""
-    chosen = {"train_steps": 4, "student_type": "preset", **inputs}
+    usual = {"preset": "tiny-trajectory", "student_type": "preset", "train_steps": 4}
     return {
         "1": node("AccVideoLoadTeacher", teacher="tiny (embedded)", dtype="auto"),
         "2": node("AccVideoTinyPrompts", count=4, seed=0),
@@ -40,9 +40,9 @@ def training(run: str, **inputs: Any) -> Prompt:
         ),
         DISTILL: node(
             "AccVideoDistill",
-            **{"model": ["1", 0], "dataset": ["4", 0], "run": run, "preset": "tiny-trajectory"},
+            **{"model": ["1", 0], "dataset": ["4", 0], "run": run},
             **{"student_steps": 2, "batch_size": 2, "learning_rate": 0.0, "rank": 4, "seed": 0},
-            **chosen,
+            **{**usual, **inputs},
         ),
         "99": node("PreviewAny", source=[DISTILL, 0]),
     }
@@ -194,6 +194,34 @@ def test_route_tells_curve_and_sample_of_a_run(
     assert comfy_client.view(told["sample"]).startswith(b"\x89PNG")
     picture = Image.open(folder(comfy_server, "stock") / "preview.png")
     assert picture.width == 2 * picture.height, "four frames of the teacher above the student's"
+
+
+def test_looks_at_fixed_clips_are_told_and_shown(
+    comfy_server: ComfyServer, comfy_client: ComfyClient
+) -> None:
+    events: list[Event] = []
+    looks = {"validate_every": 2, "best_by": "latent_mse", "settings": '{"validation_clips": 2}'}
+    comfy_client.run(training("looked_at", **looks), on_event=events.append)
+    run = folder(comfy_server, "looked_at")
+    sheets = sorted(path.name for path in (run / "samples").glob("*.png"))
+    assert sheets == ["00000000.png", "00000002.png", "00000004.png"]
+    assert (run / "best.safetensors").is_file() and not (run / "preview.png").exists()
+    assert any(event.text.startswith("look ") for event in events)
+    told = ask(comfy_server, "looked_at")
+    assert told["sample"]["filename"] == sheets[-1]
+    assert comfy_client.view(told["sample"]).startswith(b"\x89PNG")
+    last = (run / "validation.jsonl").read_text().splitlines()[-1]
+    assert told["notes"] == json.loads(last)["notes"]
+
+
+def test_looks_of_a_preset_can_be_left_out(
+    comfy_server: ComfyServer, comfy_client: ComfyClient
+) -> None:
+    chosen = {"preset": "trajectory", "validate_every": -1, "train_steps": 1}
+    comfy_client.run(training("unseen", **chosen))
+    run = folder(comfy_server, "unseen")
+    assert json.loads((run / "config.json").read_text())["recipe"]["validate_every"] == 0
+    assert not (run / "samples").exists()
 
 
 def test_route_knows_nothing_of_a_run_that_is_not_there(comfy_server: ComfyServer) -> None:

@@ -127,8 +127,10 @@ class Panel {
         this.frame = element("div", { position: "relative", flex: "1 1 130px", minHeight: "0" });
         this.image = element("img", {
             position: "absolute", width: "100%", height: "100%", objectFit: "contain",
+            cursor: "zoom-in",
         });
         this.image.alt = "last sample: teacher and student";
+        this.image.onclick = () => window.open(this.image.src, "_blank", "noopener");
         this.frame.append(this.image);
         this.root.append(head, plot, this.notes, this.frame);
         this.draw();
@@ -146,8 +148,7 @@ class Panel {
         if (runOf(this.node) !== name) return;
         // What was heard meanwhile is newer, unless the run has begun anew.
         if (state && training.has(this) && state.step < (this.state?.step ?? 0)) return;
-        const notes = this.state?.run === name ? this.state.notes : [];
-        this.show(state && { notes, ...state });
+        this.show(state);
     }
 
     show(state) {
