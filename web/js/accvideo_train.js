@@ -122,7 +122,10 @@ class Panel {
         this.bottom = corner({ bottom: "2px", left: "5px" });
         this.right = corner({ bottom: "2px", right: "5px" });
         plot.append(this.svg, this.top, this.bottom, this.right);
-        this.notes = element("div", { color: "var(--warning-text, #e0a030)" });
+        this.notes = element("div", {
+            color: "var(--warning-text, #e0a030)", whiteSpace: "pre-wrap", maxHeight: "4em",
+            flex: "none", overflowY: "auto",
+        });
         // In a frame of its own, so that no picture's size changes the node's.
         this.frame = element("div", { position: "relative", flex: "1 1 130px", minHeight: "0" });
         this.image = element("img", {
@@ -174,7 +177,6 @@ class Panel {
         if (lines.length) this.plot(lines, log ? Math.log : (value) => value);
         else this.legend.append("The loss curve of this run will stand here.");
         this.notes.textContent = (this.state?.notes ?? []).join("\n");
-        this.notes.style.whiteSpace = "pre-wrap";
         this.picture(this.state?.sample);
     }
 
