@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -51,7 +51,7 @@ _patchers: WeakKeyDictionary[Teacher, dict[str, ModelPatcher]] = WeakKeyDictiona
 
 @contextmanager
 def on_device(
-    teacher: Teacher, *modules: nn.Module, whole: bool = True
+    teacher: Teacher, *modules: nn.Module, waiting: Sequence[nn.Module] = ()
 ) -> Iterator[list[nn.Module]]:
     """Have the teacher's network and the modules on ComfyUI's device for the block.
 
@@ -60,8 +60,8 @@ def on_device(
     move as one, and only what the modules have beside them is moved here.
 
     Args:
-        whole: False leaves the teacher's weights in main memory, for the block to bring over what
-            it needs when it needs it. Everything else of ComfyUI's makes room then.
+        waiting: parts of the network whose weights stay in main memory, for the block to bring
+            them over when it needs them. Everything else of ComfyUI's makes room then.
 
     Yields the list of what is put away afterwards; append modules that were made in the block.
     """
@@ -71,18 +71,19 @@ def on_device(
         yield placed
         return
     network, home = teacher.model.module, management.unet_offload_device()
-    if whole:
-        _load(teacher, "network", network, _bytes(placed))
-    else:
+    if waiting:
         _unload_all(device)
         _move([network], MAIN_MEMORY)
+        _move([network], device, keep=nn.ModuleList(waiting))
+    else:
+        _load(teacher, "network", network, _bytes(placed))
     # What is shared with the teacher must stay where the teacher is.
     _move(placed, device, keep=network)
     try:
         yield placed
     finally:
         _move(placed, home, keep=network)
-        if not whole:
+        if waiting:
             _move([network], MAIN_MEMORY)
         management.soft_empty_cache()
 

@@ -226,10 +226,12 @@ def _add_adapters(
     # peft draws from the global generator, which is the caller's; ours are named after the layer.
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, module, _ADAPTER)
+    device = next(module.parameters()).device
     for name, p in module.named_parameters():
         if ".lora_" not in name:
             continue
-        p.data = p.data.float()
+        # Adapters are where the network computes, even if a layer's own weights wait elsewhere.
+        p.data = p.data.to(device, torch.float32)
         if ".lora_A." in name:
             bound = 1 / math.sqrt(p.shape[1])
             generator = key_generator(seed, "lora", name)

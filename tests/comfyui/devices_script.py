@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
-    """What on_device does for a network whose blocks wait in main memory, on a device of tests.
+    """What on_device does for a network whose second layer waits, on a device of tests.
 
     Tensors cannot come back from the meta device, so moves to and from it are only noted.
     """
@@ -31,9 +31,12 @@ def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
     meta, here = torch.device("meta"), torch.device("cpu")
     rooms: list[object] = []
     moves: list[tuple[object, object]] = []
+    carried: list[object] = []
 
     def moved(modules: list[Any], device: Any, keep: Any = None) -> None:
         moves.append((modules[0], device))
+        if modules[0] is network and keep is not None:
+            carried.extend(part for part, _, _ in devices.apart(modules, keep))
         if keep is None:
             move(modules, device)
 
@@ -43,15 +46,15 @@ def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
     management.get_torch_device = lambda: meta
     management.free_memory = lambda *asked: rooms.append(asked)
     devices._move = moved
-    with devices.on_device(teacher, student, whole=False):
+    with devices.on_device(teacher, student, waiting=[network[1]]):
         inside = list(network.parameters())
         facts: dict[str, object] = {
-            "waiting blocks stay": all(x.device == here for x in inside),
+            "waiting blocks stay": carried == 2 * [network[0]],  # its weight and its bias
             "waiting blocks can be trained through": not any(x.is_inference() for x in inside),
             "all other room is made": rooms == [(devices.ALL, meta)],
         }
     facts["swapped network is put away"] = moves == [
-        (network, here), (student, meta), (student, here), (network, here)
+        (network, here), (network, meta), (student, meta), (student, here), (network, here)
     ]  # fmt: skip
     moves.clear()
     coder = torch.nn.Linear(1, 1)

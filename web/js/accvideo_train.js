@@ -109,19 +109,6 @@ class Panel {
             this.draw();
         };
         head.append(this.legend, this.scale);
-        const plot = element("div", { position: "relative", flex: "1 1 90px", minHeight: "70px" });
-        this.svg = svgElement("svg", {
-            viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none",
-        });
-        Object.assign(this.svg.style, {
-            position: "absolute", width: "100%", height: "100%", boxSizing: "border-box",
-            border: "1px solid var(--border-color, #555)", borderRadius: "4px",
-        });
-        const corner = (place) => element("span", { position: "absolute", ...place });
-        this.top = corner({ top: "2px", left: "5px" });
-        this.bottom = corner({ bottom: "2px", left: "5px" });
-        this.right = corner({ bottom: "2px", right: "5px" });
-        plot.append(this.svg, this.top, this.bottom, this.right);
         this.notes = element("div", {
             color: "var(--warning-text, #e0a030)", whiteSpace: "pre-wrap", maxHeight: "4em",
             flex: "none", overflowY: "auto",
@@ -135,8 +122,26 @@ class Panel {
         this.image.alt = "last sample: teacher and student";
         this.image.onclick = () => window.open(this.image.src, "_blank", "noopener");
         this.frame.append(this.image);
-        this.root.append(head, plot, this.notes, this.frame);
+        this.root.append(head, this.axes(), this.notes, this.frame);
         this.draw();
+    }
+
+    // The curve's box, with its largest and smallest loss and its last step in the corners.
+    axes() {
+        const plot = element("div", { position: "relative", flex: "1 1 90px", minHeight: "70px" });
+        this.svg = svgElement("svg", {
+            viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none",
+        });
+        Object.assign(this.svg.style, {
+            position: "absolute", width: "100%", height: "100%", boxSizing: "border-box",
+            border: "1px solid var(--border-color, #555)", borderRadius: "4px",
+        });
+        const corner = (place) => element("span", { position: "absolute", ...place });
+        this.top = corner({ top: "2px", left: "5px" });
+        this.bottom = corner({ bottom: "2px", left: "5px" });
+        this.right = corner({ bottom: "2px", right: "5px" });
+        plot.append(this.svg, this.top, this.bottom, this.right);
+        return plot;
     }
 
     // What the run's folder holds; nothing where there is no run of that name.
