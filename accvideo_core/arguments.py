@@ -48,6 +48,7 @@ def source_of(args: Namespace) -> TeacherSource:
         lora_mode=args.lora_mode,
         device=args.device,
         dtype=getattr(args, "dtype", None),
+        weights=args.weights,
         threads=args.threads,
     )
 

@@ -302,6 +302,11 @@ def _network(parser: argparse.ArgumentParser) -> None:
         default="merge",
         help="merge into the weights, or keep beside them (merge)",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("fp8", "nf4"),
+        help="pack the blocks' weights into 8 or 4.5 bits after loading (as they are stored)",
+    )
 
 
 def _cfg(parser: argparse.ArgumentParser) -> None:

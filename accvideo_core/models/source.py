@@ -41,6 +41,8 @@ class TeacherSource:
     """None is cuda where there is one, else cpu."""
     dtype: str | None = None
     """None is bfloat16 on cuda and float32 elsewhere."""
+    weights: str | None = None
+    """"fp8" or "nf4" packs the blocks' weights; None leaves them as they are stored."""
     threads: int | None = None
     """CPU threads of torch, for the whole process; None leaves them as they are."""
 
@@ -61,6 +63,7 @@ class TeacherSource:
         from transformers.utils import logging as transformers_logging
 
         from .loading import load_teacher
+        from .packing import pack_weights
         from .tiny import embedded_teacher_path
 
         for library in (diffusers_logging, transformers_logging):
@@ -69,16 +72,23 @@ class TeacherSource:
             torch.set_num_threads(self.threads)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         path = self.path or embedded_teacher_path()
+        on_cuda = device.startswith("cuda")
         teacher = load_teacher(
             path if self.low_noise is None else (path, self.low_noise),
-            device=device,
+            # What is packed goes to its device packed: it may not fit there otherwise.
+            device=device if self.weights is None else "cpu",
             dtype=self._dtype(device),
             variant=self.variant,
             vae=self.vae,
             # On the CPU memory is the system's business.
-            free_memory=torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else None,
+            free_memory=(
+                torch.cuda.mem_get_info(device)[0] if on_cuda and self.weights is None else None
+            ),
         )
-        return self._with_loras(teacher)
+        teacher = self._with_loras(teacher)
+        if self.weights is None:
+            return teacher
+        return replace(teacher, model=pack_weights(teacher.model, self.weights, device))
 
     def _dtype(self, device: str) -> torch.dtype:
         import torch

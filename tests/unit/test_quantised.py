@@ -15,6 +15,7 @@ from accvideo_core.models.quantised import (
     AdaptedLinear,
     Fp8Linear,
     GgufLinear,
+    Nf4Linear,
     PackedLinear,
     gguf_dense,
     packed_weights,
@@ -34,6 +35,13 @@ def fp8(dtype: torch.dtype, scale: Tensor | None) -> tuple[PackedLinear, Tensor]
     return Fp8Linear(weight, scale, random(OUT, seed=1)), numbers
 
 
+def nf4() -> tuple[PackedLinear, Tensor]:
+    functional = pytest.importorskip("bitsandbytes", reason="NF4 needs bitsandbytes").functional
+    packed, state = functional.quantize_4bit(random(OUT, IN), quant_type="nf4", blocksize=64)
+    numbers = functional.dequantize_4bit(packed, state).double()
+    return Nf4Linear.pack(random(OUT, IN), random(OUT, seed=1)), numbers
+
+
 def blocks(kind: str) -> tuple[PackedLinear, Tensor]:
     gguf = pytest.importorskip("gguf")
     quant = gguf.GGMLQuantizationType[kind]
@@ -47,6 +55,7 @@ LAYERS = {
     "plain e5m2": lambda: fp8(torch.float8_e5m2, None),
     "scaled": lambda: fp8(torch.float8_e4m3fn, torch.tensor(0.0123)),
     "scaled rows": lambda: fp8(torch.float8_e4m3fn, random(OUT, 1, seed=3)),
+    "NF4": nf4,
     "Q8_0": lambda: blocks("Q8_0"),
     "Q4_0": lambda: blocks("Q4_0"),
     "Q5_1": lambda: blocks("Q5_1"),
@@ -94,7 +103,7 @@ def test_gradients_are_those_of_the_dense_layer_and_nothing_dense_is_kept(layer_
         y = layer(x)
     (gradient,) = torch.autograd.grad((y * random(3, OUT, seed=4)).sum(), x)
     assert torch.allclose(gradient, random(3, OUT, seed=4) @ numbers.float(), atol=1e-4)
-    assert not kept
+    assert [x.data_ptr() for x in kept] == [layer.weight.data_ptr()]
     _, tangent = torch.func.jvp(layer, (x.detach(),), (random(3, IN, seed=5),))
     assert torch.allclose(tangent, random(3, IN, seed=5) @ numbers.float().T, atol=1e-4)
 
