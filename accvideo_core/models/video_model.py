@@ -235,8 +235,8 @@ class VideoModel:
         after = [*layers, self.family.tail(module)][max(blocks) + 1]
         handles = [layers[i].register_forward_hook(keep(i)) for i in set(blocks)]
         # Stopping before the next module, not inside the last block, leaves a checkpointed block
-        # whole.
-        handles.append(after.register_forward_pre_hook(stop))
+        # whole. Whatever else that module does before it computes, it does not need to do.
+        handles.append(after.register_forward_pre_hook(stop, prepend=True))
         try:
             self.velocity(x_t, t, cond)
         except _StopForward:
