@@ -1,16 +1,58 @@
-"""Role: parameters that are trained together, with their AdamW, clipping and learning rate."""
+"""Role: parameters that are trained together, with their optimiser, clipping and learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from ..errors import AccVideoError
 from .recipes import Recipe
 from .sharded_tensors import assign, clip_grad_norm, is_sharded, placed, snapshot, untouched
+
+Betas = tuple[float, float]
+
+
+def _adamw(parameters: list[nn.Parameter], betas: Betas, weight_decay: float) -> Optimizer:
+    """8 bytes of moments a parameter."""
+    return torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay)
+
+
+def _adamw_8bit(parameters: list[nn.Parameter], betas: Betas, weight_decay: float) -> Optimizer:
+    """AdamW with its moments in 8 bits; those of tensors under 4096 numbers stay float32."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise AccVideoError(
+            f"recipe.optimizer adamw_8bit needs bitsandbytes ({error}); pip install bitsandbytes, "
+            "or choose adamw or adafactor"
+        ) from error
+    return AdamW8bit(parameters, betas=betas, weight_decay=weight_decay)
+
+
+def _adafactor(parameters: list[nn.Parameter], _betas: Betas, weight_decay: float) -> Optimizer:
+    """A row and a column of second moments for a matrix, no momentum; steps relative to the
+    weights' size (Shazeer and Stern), so that it wants a hundred times AdamW's learning rate."""
+    adafactor: Callable[..., Optimizer] | None = getattr(torch.optim, "Adafactor", None)
+    if adafactor is None:
+        raise AccVideoError(
+            f"recipe.optimizer adafactor needs torch 2.5 or newer, this is {torch.__version__}; "
+            "update torch, or choose adamw"
+        )
+    return adafactor(parameters, weight_decay=weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Betas, float], Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+}
+"""(parameters, betas, weight decay) -> optimiser; a role sets the learning rate at every step."""
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -29,17 +71,20 @@ class Role:
         self,
         parameters: Mapping[str, nn.Parameter],
         lr: float,
-        betas: tuple[float, float],
+        betas: Betas,
         recipe: Recipe,
     ) -> None:
+        """
+        Raises:
+            AccVideoError: the recipe's optimiser is not installed.
+        """
         self.parameters = dict(parameters)
         self.others: list[nn.Parameter] = []
         """What other roles train, where this one's parameters are sharded."""
         self.lr = lr
         self.clip_norm = math.inf if recipe.clip is None else recipe.clip
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=lr, betas=betas, weight_decay=recipe.weight_decay
-        )
+        make = OPTIMIZERS[recipe.optimizer]
+        self.optimizer = make(list(self.parameters.values()), betas, recipe.weight_decay)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to this role's parameters and to no others."""
@@ -79,14 +124,15 @@ class Role:
                 state[key] = state[key].to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters and AdamW's moments, as float32 CPU tensors under flat names.
+        """Parameters and what the optimiser remembers of them, on the CPU under flat names.
 
         What is sharded stays so, on its device.
         """
         state = {f"value:{name}": p for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             for key, x in self.optimizer.state[p].items():
-                state[f"{key}:{name}"] = x
+                # bitsandbytes counts its steps in a plain number.
+                state[f"{key}:{name}"] = x if isinstance(x, Tensor) else torch.tensor(x)
         return {name: snapshot(x) for name, x in state.items()}
 
     @staticmethod
@@ -99,14 +145,23 @@ class Role:
         """Take over what `state_dict` gave."""
         for parameter, x in self.values(state).items():
             assign(self.parameters[parameter], x)
-        moments: dict[str, dict[str, Tensor]] = {}
+        self.optimizer.state.clear()
         for name, x in state.items():
             key, parameter = name.split(":", 1)
             if key != "value":
-                moments.setdefault(parameter, {})[key] = placed(x, self.parameters[parameter])
-        numbered = {i: moments[n] for i, n in enumerate(self.parameters) if n in moments}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+                p = self.parameters[parameter]
+                self.optimizer.state[p][key] = _as_it_was(x, p)
+
+
+def _as_it_was(x: Tensor, parameter: nn.Parameter) -> Any:
+    """What an optimiser remembers of a parameter, from a checkpoint.
+
+    Set as it is: an optimiser's own `load_state_dict` takes for granted that it has the parameter's
+    dtype. Steps are counted on the CPU, and whole ones in plain numbers.
+    """
+    if x.dim() > 0:
+        return placed(x, parameter).to(parameter.device, copy=True)
+    return x.clone() if x.is_floating_point() else x.item()
 
 
 class Average:

@@ -60,7 +60,8 @@ class Recipe:
     accumulate: int = 1
     """Parts that a batch is computed in; only memory and speed depend on it."""
     optimizer: str = "adamw"
-    """"adamw" as published, "adamw_8bit" (bitsandbytes) or "adafactor" (torch) for less memory."""
+    """"adamw" as published, "adamw_8bit" (bitsandbytes) or "adafactor" (torch) for less memory; the
+    last one's learning rates are relative to the weights' size, so take 1e-3 to 1e-2."""
     lr: float = 5e-6
     head_lr: float | None = None
     """Learning rate of the heads; None takes `lr`, the paper gives one for both."""
