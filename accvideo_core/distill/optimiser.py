@@ -16,14 +16,18 @@ from .recipes import Recipe
 from .sharded_tensors import assign, clip_grad_norm, is_sharded, placed, snapshot, untouched
 
 Betas = tuple[float, float]
+Make = Callable[[list[nn.Parameter], Betas, float], Optimizer]
+"""(parameters, betas, weight decay) -> optimiser; a role sets the learning rate at every step."""
 
 
-def _adamw(parameters: list[nn.Parameter], betas: Betas, weight_decay: float) -> Optimizer:
+def _adamw() -> Make:
     """8 bytes of moments a parameter."""
-    return torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay)
+    return lambda parameters, betas, decay: torch.optim.AdamW(
+        parameters, betas=betas, weight_decay=decay
+    )
 
 
-def _adamw_8bit(parameters: list[nn.Parameter], betas: Betas, weight_decay: float) -> Optimizer:
+def _adamw_8bit() -> Make:
     """AdamW with its moments in 8 bits; those of tensors under 4096 numbers stay float32."""
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -32,27 +36,33 @@ def _adamw_8bit(parameters: list[nn.Parameter], betas: Betas, weight_decay: floa
             f"recipe.optimizer adamw_8bit needs bitsandbytes ({error}); pip install bitsandbytes, "
             "or choose adamw or adafactor"
         ) from error
-    return AdamW8bit(parameters, betas=betas, weight_decay=weight_decay)
+    return lambda parameters, betas, decay: AdamW8bit(parameters, betas=betas, weight_decay=decay)
 
 
-def _adafactor(parameters: list[nn.Parameter], _betas: Betas, weight_decay: float) -> Optimizer:
-    """A row and a column of second moments for a matrix, no momentum; steps relative to the
-    weights' size (Shazeer and Stern), so that it wants a hundred times AdamW's learning rate."""
+def _adafactor() -> Make:
+    """A row and a column of second moments for a matrix, and no momentum (Shazeer and Stern).
+
+    Steps are relative to the weights' size: it wants a hundred times AdamW's learning rate.
+    """
     adafactor: Callable[..., Optimizer] | None = getattr(torch.optim, "Adafactor", None)
     if adafactor is None:
         raise AccVideoError(
             f"recipe.optimizer adafactor needs torch 2.5 or newer, this is {torch.__version__}; "
             "update torch, or choose adamw"
         )
-    return adafactor(parameters, weight_decay=weight_decay)
+    return lambda parameters, _betas, decay: adafactor(parameters, weight_decay=decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Betas, float], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[], Make]] = {
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
     "adafactor": _adafactor,
 }
-"""(parameters, betas, weight decay) -> optimiser; a role sets the learning rate at every step."""
+
+
+def optimizer_of(recipe: Recipe) -> Make:
+    """What makes the recipe's optimiser. Raises AccVideoError where it is not installed."""
+    return OPTIMIZERS[recipe.optimizer]()
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -74,16 +84,12 @@ class Role:
         betas: Betas,
         recipe: Recipe,
     ) -> None:
-        """
-        Raises:
-            AccVideoError: the recipe's optimiser is not installed.
-        """
         self.parameters = dict(parameters)
         self.others: list[nn.Parameter] = []
         """What other roles train, where this one's parameters are sharded."""
         self.lr = lr
         self.clip_norm = math.inf if recipe.clip is None else recipe.clip
-        make = OPTIMIZERS[recipe.optimizer]
+        make = optimizer_of(recipe)
         self.optimizer = make(list(self.parameters.values()), betas, recipe.weight_decay)
 
     def backward(self, loss: Tensor) -> None:

@@ -25,6 +25,8 @@ FORMAT = 1
 _FREE = (
     *("recipe.name", "recipe.checkpoint_every", "recipe.keep_checkpoints", "dataset.name"),
     *("recipe.validate_every", "recipe.validation_clips", "recipe.best_by", "recipe.patience"),
+    # Where things lie meanwhile: a run that ran out of memory may go on with less of it.
+    *("recipe.gradient_checkpointing", "recipe.swap_blocks", "recipe.offload_activations"),
 )
 
 

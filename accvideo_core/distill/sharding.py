@@ -90,6 +90,11 @@ def check_ranks(
             f"recipe.optimizer is {recipe.optimizer!r}, which cannot train sharded weights; choose "
             "adamw, or train a LoRA"
         )
+    if info.lora is None and recipe.compile:
+        raise AccVideoError(
+            "recipe.compile is on, which several processes can only do with a LoRA; set it to "
+            "False, or train a LoRA"
+        )
     if info.lora is None and (reason := trainable_in_full(teacher.module)):
         raise AccVideoError(reason)
     if recipe.clean_time_shift is not None and teacher.family.experts > 1:

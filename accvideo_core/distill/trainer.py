@@ -27,6 +27,7 @@ from ..trajectories.store import TrajectoryDataset
 from .adversarial import build_adversarial, check_features
 from .batch import KeyBatch, KeyStates
 from .checkpoint import kept, load_checkpoint, save_checkpoint
+from .memory import check_savings, savings
 from .metrics import METRICS_FILE, Means, append_metrics, read_metrics
 from .objective import Objective, Terms
 from .optimiser import Average, Role, lr_factor
@@ -35,7 +36,7 @@ from .recipes import Recipe
 from .rollout import build_rollout, generate
 from .run import open_run
 from .sharding import check_ranks, spread
-from .student import Student, StudentInfo, shared_copy
+from .student import Student, StudentInfo
 from .trajectory import TrajectoryGuidance
 from .watch import Watch
 from .watch_words import broken
@@ -89,15 +90,17 @@ def distill(
     with torch.inference_mode(False), torch.enable_grad():
         _check_teacher(teacher, dataset, start)
         check_features(recipe, teacher)
+        check_savings(recipe, teacher)
         states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
         info = _info(teacher, states, recipe, start)
         check_ranks(ranks, recipe, info, teacher, states.shape)
         watch = _watch(info, dataset, validation, recipe, run_dir, decode, ranks)
         student = Student.create(teacher, info, recipe.seed, own=ranks.size == 1)
         open_run(run_dir, recipe, info, dataset, states.ids, start, write=ranks.first)
-        run = _Run(student, states, recipe, run_dir, watch, ranks, start)
-        run.resume()
-        run.train(monitor)
+        with savings(student, recipe) as frozen:
+            run = _Run(student, frozen, states, recipe, run_dir, watch, ranks, start)
+            run.resume()
+            run.train(monitor)
         metrics_file = run_dir / METRICS_FILE
         losses = [row["loss"] for row in read_metrics(metrics_file)]
         student = run.finished()
@@ -110,6 +113,7 @@ class _Run:
     def __init__(
         self,
         student: Student,
+        teacher: VideoModel,
         states: KeyStates,
         recipe: Recipe,
         folder: Path,
@@ -121,13 +125,8 @@ class _Run:
         self.watch, self.ranks = watch, ranks
         self.step = 0
         self.objective: Objective = TrajectoryGuidance()
-        teacher = student.as_teacher()
         self.device = teacher.device
         self.preview_batch = states.batch(1, recipe.seed, "preview", self.device)
-        if recipe.gradient_checkpointing:
-            _checkpoint_activations(student.model)
-            teacher = replace(teacher, module=shared_copy(teacher.module))
-            _checkpoint_activations(teacher)
         teacher = spread(student, teacher, ranks, start)
         if start is not None:
             student.load_state_dict(start.state_dict())
@@ -345,13 +344,3 @@ def _check_teacher(teacher: VideoModel, dataset: TrajectoryDataset, start: Stude
             f"the student to start from was trained on another teacher ({start.info.base}) than "
             f"this one ({teacher.source}, {teacher.fingerprint}); load its own teacher"
         )
-
-
-def _checkpoint_activations(model: VideoModel) -> None:
-    enable = getattr(model.module, "enable_gradient_checkpointing", None)
-    if enable is None:
-        raise AccVideoError(
-            f"networks of class {type(model.module).__name__} cannot recompute activations; "
-            "set recipe.gradient_checkpointing to False"
-        )
-    enable()
