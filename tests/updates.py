@@ -1,4 +1,4 @@
-"""The gradients of one adversarial update, with whatever saves memory, and by plain separate copies.
+"""The gradients of one adversarial update: with whatever saves memory, and by plain copies.
 
 Shapes: B batch, C channels, T latent frames, H, W latent size.
 """
@@ -159,6 +159,4 @@ def difference(found: Gradients, expected: Gradients) -> float:
     assert found.keys() == expected.keys()
     largest = {name: float(x.abs().max()) for name, x in expected.items()}
     assert all(size > 0 for size in largest.values())
-    return max(
-        float((found[name] - x).abs().max()) / largest[name] for name, x in expected.items()
-    )
+    return max(float((found[name] - x).abs().max()) / largest[name] for name, x in expected.items())

@@ -229,9 +229,7 @@ class _Offload:
             return kept
         away = kept.away
         # Compiled code relies on the strides, too.
-        x = torch.empty_strided(
-            kept.shape, kept.stride, dtype=away.copy.dtype, device=away.device
-        )
+        x = torch.empty_strided(kept.shape, kept.stride, dtype=away.copy.dtype, device=away.device)
         return x.copy_(away.copy.view(kept.shape), non_blocking=True)
 
 

@@ -134,7 +134,7 @@ class Role:
 
         What is sharded stays so, on its device.
         """
-        state = {f"value:{name}": p for name, p in self.parameters.items()}
+        state: dict[str, Tensor] = {f"value:{name}": p for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             for key, x in self.optimizer.state[p].items():
                 # bitsandbytes counts its steps in a plain number.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def _pack_block(
     names = [name for name, layer in block.named_modules() if type(layer) is nn.Linear]
     for name in names:
         path, _, last = name.rpartition(".")
-        owner, layer = block.get_submodule(path), block.get_submodule(name)
+        owner, layer = block.get_submodule(path), cast(nn.Linear, block.get_submodule(name))
         bias = None if layer.bias is None else layer.bias.to(device)
         setattr(owner, last, pack(layer.weight.to(device), bias).eval())
         del layer

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -61,32 +61,33 @@ class CudaTransfer(Transfer):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._stream = torch.cuda.Stream(device)
+        self._runtime: Any = torch.cuda.cudart()
         self._pinned: list[Tensor] = []
 
     def host(self, size: int) -> Tensor:
         memory = super().host(size)
         # torch's own pinned memory is rounded up to a power of two, which may double it.
-        if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)) == 0:
+        if int(self._runtime.cudaHostRegister(memory.data_ptr(), size, 0)) == 0:
             self._pinned.append(memory)
-        else:
-            _log.warning(
-                "%.1f GB of main memory could not be pinned; swapping will be slower", size / 1e9
-            )
+            return memory
+        _log.warning("%.1f GB of main memory cannot be pinned; swapping is slower", size / 1e9)
+        with suppress(RuntimeError):  # the driver would blame the next kernel for its refusal
+            torch.zeros(1, device=self.device)
         return memory
 
-    def start(self, host: Tensor, slot: Tensor) -> torch.cuda.Event:
+    def start(self, host: Tensor, slot: Tensor) -> Any:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             slot.copy_(host, non_blocking=True)
         return self._stream.record_event()
 
-    def finish(self, ticket: torch.cuda.Event) -> None:
+    def finish(self, ticket: Any) -> None:
         torch.cuda.current_stream(self.device).wait_event(ticket)
 
     def close(self) -> None:
         torch.cuda.synchronize(self.device)
         for memory in self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+            self._runtime.cudaHostUnregister(memory.data_ptr())
         self._pinned.clear()
 
 

@@ -29,7 +29,8 @@ def main(families: list[str]) -> int:
             found = updates.saving(model, batch, options, updates.FarAway())
             seconds = time.perf_counter() - started
             error = updates.difference(found, updates.reference(model, batch))
-            print(f"{family} {weights or 'unpacked'}: error {error:.1e}, {seconds:.0f} s", flush=True)
+            which = f"{family} {weights or 'unpacked'}"
+            print(f"{which}: error {error:.1e}, {seconds:.0f} s", flush=True)
             worst = max(worst, error)
     return int(worst > BOUND)
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from updates import FarAway
 
 from accvideo_core.models.packing import pack_fp8
-from accvideo_core.models.swapping import SLOTS, Transfer, spread, swapped_blocks, transfer_to
+from accvideo_core.models.swapping import (
+    SLOTS,
+    CudaTransfer,
+    Transfer,
+    spread,
+    swapped_blocks,
+    transfer_to,
+)
 
 WIDTH = 8
 
@@ -107,7 +118,8 @@ def test_what_waits_takes_no_memory_of_the_device_and_cannot_be_computed_with() 
     one = sum(p.numel() * 4 for p in blocks[0].parameters())
     with swapped_blocks([blocks], transfer):
         assert sum(p.numel() for block in blocks for p in block.parameters()) == 0
-        assert len(transfer.slots) == SLOTS and all(s.numel() < 2 * one + 512 for s in transfer.slots)
+        assert len(transfer.slots) == SLOTS
+        assert all(slot.numel() < one + 2 * 256 for slot in transfer.slots)  # two tensors, aligned
         blocks[3](torch.ones(1, WIDTH))
         assert torch.equal(blocks[3].weight, values[3])
         # The next one has not been asked for yet, though it may be on its way.
@@ -128,7 +140,8 @@ def test_two_structures_of_the_same_tensors_bring_them_for_each_other() -> None:
     expected = [block(x) for block in ours]
     with swapped_blocks([ours, theirs], FarAway()):
         for index, y in enumerate(expected):
-            assert torch.equal(ours[index](x), y) and torch.equal(theirs[5 - index](x), expected[5 - index])
+            assert torch.equal(ours[index](x), y)
+            assert torch.equal(theirs[5 - index](x), expected[5 - index])
 
 
 def test_packed_weights_travel_with_their_scales_and_trained_ones_stay() -> None:
@@ -181,3 +194,55 @@ def test_the_cpu_computes_where_its_weights_wait() -> None:
     host.fill_(7)
     transfer.finish(transfer.start(host, slot))
     assert torch.equal(slot, host)
+
+
+class FakeCuda:
+    """CUDA's calls on a machine without it, noted in order; pinning works as often as said."""
+
+    def __init__(self, pins: int) -> None:
+        self.pins, self.calls = pins, []
+
+    def note(self, call: str, result: object = None) -> Any:
+        def noted(*args: object, **_options: object) -> object:
+            self.calls.append(" ".join([call, *(x for x in args if isinstance(x, str))]))
+            return result
+
+        return noted
+
+    def register(self, _address: int, size: int, flags: int) -> int:
+        assert size > 0 and flags == 0
+        self.pins -= 1
+        return 0 if self.pins >= 0 else 2
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        side = SimpleNamespace(
+            wait_stream=self.note("side waits for"), record_event=self.note("record", "copied")
+        )
+        main = SimpleNamespace(wait_event=self.note("main waits for"))
+        runtime = SimpleNamespace(
+            cudaHostRegister=self.register, cudaHostUnregister=self.note("unpin")
+        )
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _device: side)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: main)
+        monkeypatch.setattr(torch.cuda, "stream", self.note("on side", nullcontext()))
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.note("synchronize"))
+
+
+def test_cuda_copies_after_what_was_asked_for_and_before_what_will_be(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The order of the calls; that they overlap is for a GPU to show."""
+    cuda = FakeCuda(pins=1)
+    cuda.install(monkeypatch)
+    transfer = CudaTransfer(torch.device("cpu"))
+    host, slot = transfer.host(10**6), transfer.slot(4)
+    assert not caplog.text
+    unpinned = transfer.host(4)
+    assert "cannot be pinned; swapping is slower" in caplog.text and unpinned.numel() == 4
+    unpinned.fill_(3)
+    transfer.finish(transfer.start(unpinned, slot))
+    assert torch.equal(slot, unpinned) and host.numel() == 10**6
+    transfer.close()
+    order = ["side waits for", "on side", "record", "main waits for copied", "synchronize", "unpin"]
+    assert cuda.calls == order

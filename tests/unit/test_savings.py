@@ -13,15 +13,13 @@ from typing import Any
 
 import analytic
 import pytest
-import tiny
 import tiny_families
 import torch
 import updates
+from simple_network import simple_case
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from updates import ALL, CHECKPOINTING, RECIPE, FarAway
 
-from accvideo_core.conditioning import Condition
 from accvideo_core.distill import memory
 from accvideo_core.distill.memory import check_savings, savings
 from accvideo_core.errors import AccVideoError
@@ -103,60 +101,6 @@ def test_gradients_are_the_same_for_every_kind_of_network(family: str) -> None:
     case, transfer = case_of(family), FarAway()
     found = updates.saving(case.model, updates.batch_of(case), ALL, transfer)
     assert updates.difference(found, expected(family)) < 1e-5 and transfer.started > 10
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.first = nn.Linear(width, 2 * width)
-        self.second = nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x + self.second(torch.tanh(self.first(self.norm(x) + t)))
-
-
-class Network(nn.Module):
-    """As little as blocks can be: the compiler takes half a minute for one of a real network."""
-
-    def __init__(self, width: int, blocks: int) -> None:
-        super().__init__()
-        self.enter = nn.Linear(analytic.SPEC.channels, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.tail = nn.Linear(width, analytic.SPEC.channels)
-        self.is_gradient_checkpointing = False
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.is_gradient_checkpointing = True
-
-    def disable_gradient_checkpointing(self) -> None:
-        self.is_gradient_checkpointing = False
-
-    def forward(self, x: Tensor, t: Tensor, _cond: Condition) -> Tensor:
-        h = self.enter(x.movedim(1, -1))
-        t = t.to(h.dtype).reshape(-1, 1, 1, 1, 1)
-        for block in self.blocks:
-            if self.is_gradient_checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block.__call__, h, t, use_reentrant=False)
-            else:
-                h = block(h, t)
-        return self.tail(h).movedim(-1, 1)
-
-
-def simple_case(weights: str | None = None, width: int = 16) -> tiny_families.Case:
-    family = replace(
-        analytic.ANALYTIC,
-        lora_targets=("first", "second"),
-        tokens=lambda _module, output, _shape: output,
-    )
-    network = Network(width, blocks=4)
-    tiny.randomise(network)
-    network.eval().requires_grad_(False)
-    model = VideoModel(network, family, analytic.SPEC, source="simple")
-    if weights is not None:
-        model = pack_weights(model, weights)
-    x = torch.randn(2, *analytic.SPEC.shape(5, 16, 16), generator=torch.Generator().manual_seed(1))
-    return tiny_families.Case(model, x, analytic.condition(2))
 
 
 class Counting:
