@@ -43,6 +43,9 @@ class InThreads:
                     raise RuntimeError("the worker is dead")
                 future.set_result(getattr(self.worker, method)(*args))
             except BaseException as error:
+                # A process takes its writer along. Here that is at an end before death is noticed.
+                if self.worker._recorder is not None:
+                    self.worker._recorder.flush()
                 future.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
