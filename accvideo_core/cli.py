@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
                  "clips runs/traj --recipe tiny-trajectory-2 --set train_steps=200"))  # fmt: skip
     _tune(add("tune", commands.tune, "train a student further, adversarially by default",
               "clips runs/adv --student runs/traj/student.safetensors"))  # fmt: skip
+    _recipe(add("recipe", commands.recipe, "list, explain and save recipes of training",
+                "adversarial --set lora.rank=64 --out mine.json"))  # fmt: skip
     _sample(add("sample", commands.sample, "sample videos from a student or from the teacher",
                 "out --student student.safetensors --prompt "
                 '"a red circle moving left on a plain background"'))  # fmt: skip
@@ -149,19 +151,11 @@ def _tune(parser: argparse.ArgumentParser) -> None:
 
 
 def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
-    from .distill.recipes import PRESETS
-
     parser.add_argument("dataset", type=Path, help="dataset folder that `record` made")
     parser.add_argument("run", type=Path, help="run folder; training goes on if it exists")
     _teacher(parser)
-    parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(PRESETS)} ({recipe})")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe, such as lr=1e-4 or lora.rank=16 or lora=null",
-    )
+    parser.add_argument("--recipe", default=recipe, help=f"{_recipes()} ({recipe})")
+    _changes(parser)
     parser.add_argument("--out", type=Path, help="student file to write (RUN/student.safetensors)")
     parser.add_argument(
         "--validation",
@@ -175,6 +169,31 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
         metavar="N",
         help="under torchrun: N processes divide the tokens of a clip (1); see "
         "docs/distributed_training.md",
+    )
+
+
+def _recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=f"{_recipes()} (lists them)")
+    _changes(parser)
+    parser.add_argument(
+        "--explain", action="store_true", help="print every field with its meaning, not JSON"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+
+
+def _recipes() -> str:
+    from .distill.recipes import PRESETS
+
+    return f"one of {', '.join(PRESETS)}; a JSON file; or the run folder to take it from"
+
+
+def _changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe, such as lr=1e-4 or lora.rank=16 or lora=null",
     )
 
 

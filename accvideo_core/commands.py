@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,10 +122,9 @@ def _recording(args: Namespace) -> tuple[VideoModel, list[AnyPrompt], RecordSpec
 def distill(args: Namespace) -> None:
     """Train a student, from the teacher or from a student."""
     from .distill.ranks import joined
-    from .distill.recipes import preset
     from .export import load_student
 
-    recipe = changed_recipe(preset(args.recipe), args.set)
+    recipe = _recipe(args)
     with joined(args.sequence_parallel, args.device) as ranks:
         teacher, dataset = teacher_of(args), _dataset(args)
         start = None if args.student is None else load_student(args.student, teacher.model)
@@ -137,16 +134,35 @@ def distill(args: Namespace) -> None:
 def tune(args: Namespace) -> None:
     """Train a student further, on its own key times."""
     from .distill.ranks import joined
-    from .distill.recipes import preset
     from .export import load_student
 
-    recipe = changed_recipe(preset(args.recipe), args.set)
+    recipe = _recipe(args)
     with joined(args.sequence_parallel, args.device) as ranks:
         teacher, dataset = teacher_of(args), _dataset(args)
         start = load_student(args.student, teacher.model)
         times = start.key_times
         recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
         _train(args, teacher, dataset, recipe, start, ranks)
+
+
+def recipe(args: Namespace) -> None:
+    """List recipes; print one as JSON or with its fields' meanings; or write it to a file."""
+    from .distill.recipe_file import explained, recipe_json, summary
+    from .distill.recipes import PRESETS
+    from .files import write_bytes
+
+    if args.recipe is None:
+        if args.set or args.explain or args.out is not None:
+            raise AccVideoError("--set, --explain and --out need a recipe; name one, such as paper")
+        for name, one in PRESETS.items():
+            print(f"{name:22}{summary(one)}")
+        return
+    chosen = _recipe(args)
+    if args.out is not None:
+        write_bytes(args.out, (recipe_json(chosen) + "\n").encode())
+        print(f"recipe {chosen.name} is in {args.out}", file=sys.stderr)
+    if args.explain or args.out is None:
+        print((explained if args.explain else recipe_json)(chosen))
 
 
 def sample(args: Namespace) -> None:
@@ -334,6 +350,13 @@ def _train(
     print(f" (loss {sum(last) / len(last):.4g})" if last else "")
 
 
+def _recipe(args: Namespace) -> Recipe:
+    """The recipe that the command names, with its changes."""
+    from .distill.recipe_file import changed_recipe, find_recipe
+
+    return changed_recipe(find_recipe(args.recipe), args.set)
+
+
 def _teachers(asked: VideoModel | Guided, family: Family, steps: set[int]) -> list[Any]:
     """The teacher at each of these numbers of steps, most first."""
     from .evaluate.compare import Contender
@@ -348,34 +371,3 @@ def _dataset(args: Namespace) -> TrajectoryDataset:
     from .trajectories.store import TrajectoryDataset
 
     return TrajectoryDataset.open(args.dataset)
-
-
-def changed_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
-    """`recipe` with "lr=1e-4" or "lora.rank=16" or "lora=null" changed.
-
-    Raises:
-        AccVideoError: no such field, or a value that does not fit it.
-    """
-    from .distill.recipes import Recipe
-
-    data: dict[str, Any] = recipe.as_dict()
-    for text in changes:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise AccVideoError(f"{text!r} has no value; write it like lr=1e-4")
-        outer, _, inner = name.partition(".")
-        target, key = (data.get(outer), inner) if inner else (data, name)
-        if not isinstance(target, dict):
-            raise AccVideoError(f"recipe has no field {name!r}; write it like lora.rank=16")
-        target[key] = _value(value)
-    try:
-        return Recipe.from_dict(data)
-    except TypeError as error:
-        raise AccVideoError(f"{' '.join(changes)} does not fit the recipe ({error})") from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

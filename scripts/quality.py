@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from accvideo_core.commands import changed_recipe
 from accvideo_core.conditioning import Prompt
+from accvideo_core.distill.recipe_file import changed_recipe
 from accvideo_core.distill.recipes import Recipe, preset
 from accvideo_core.distill.student import Student
 from accvideo_core.distill.trainer import distill

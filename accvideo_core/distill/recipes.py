@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import AccVideoError
+from ..fields import check_fields
 from ..flow import Times, key_indices, validate_times
 from .student import LoraSpec
 
@@ -37,6 +38,7 @@ class Recipe:
     """How a student is distilled. `dataclasses.replace(PRESETS["paper"], ...)` makes a variant."""
 
     name: str = "custom"
+    """What the recipe is called; it changes nothing."""
 
     student_steps: int = 5
     """m: steps the student will take. It must divide the teacher's steps."""
@@ -63,12 +65,15 @@ class Recipe:
     """"adamw" as published, "adamw_8bit" (bitsandbytes) or "adafactor" (torch) for less memory; the
     last one's learning rates are relative to the weights' size, so take 1e-3 to 1e-2."""
     lr: float = 5e-6
+    """Learning rate of the student, the published one; adapters want a higher one."""
     head_lr: float | None = None
     """Learning rate of the heads; None takes `lr`, the paper gives one for both."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Momentum and memory of the squared gradient in the student's optimiser."""
     head_betas: tuple[float, float] = (0.0, 0.999)
     """No momentum for heads: they chase a moving target (FastVideo, SF-V)."""
     weight_decay: float = 1e-3
+    """Decoupled decay (AdamW) of everything that is trained, as published."""
     clip: float | None = 1.0
     """Largest gradient norm of the student and of the heads; None does not clip."""
     warmup: int = 0
@@ -88,6 +93,7 @@ class Recipe:
     """Compile the network's blocks (torch.compile): minutes at the start, faster updates."""
 
     trajectory_weight: float = 1.0
+    """Weight of trajectory guidance (Eq. 6)."""
     adv_weight: float = 0.1
     """lambda of the adversarial term."""
     gan_loss: str = "logistic"
@@ -139,8 +145,11 @@ class Recipe:
     """Stop after so many looks in a row that are no better by `best_by`; None never stops early."""
 
     seed: int = 0
+    """Everything random follows from it and the number of the update."""
     checkpoint_every: int = 100
+    """Updates between checkpoints; one is also written at the end and on cancelling."""
     keep_checkpoints: int = 2
+    """So many checkpoints are kept, the last ones."""
 
     def __post_init__(self) -> None:
         for check in (_check_numbers, _check_names, _check_shapes, _check_together):
@@ -161,16 +170,14 @@ class Recipe:
         """The inverse of `as_dict`, also from JSON, where tuples have become lists.
 
         Raises:
-            AccVideoError: an unknown field, or a value out of range.
+            AccVideoError: an unknown field, or a value of another type or out of range.
         """
-        unknown = sorted(data.keys() - {f.name for f in fields(cls)})
-        if unknown:
-            known = ", ".join(f.name for f in fields(cls))
-            raise AccVideoError(f"recipe has no field {unknown[0]!r}; its fields are {known}")
+        check_fields(cls, data, "recipe")
         values: dict[str, Any] = {
             name: tuple(x) if isinstance(x, list) else x for name, x in data.items()
         }
         if isinstance(values.get("lora"), Mapping):
+            check_fields(LoraSpec, values["lora"], "recipe.lora")
             values["lora"] = LoraSpec.from_dict(values["lora"])
         return cls(**values)
 

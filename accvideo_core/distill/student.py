@@ -41,6 +41,7 @@ class LoraSpec:
     """Size and place of the adapters: W + (alpha / rank) B A."""
 
     rank: int = 32
+    """Inner width of every adapter."""
     alpha: float | None = None
     """Scale numerator; None means `rank`, a scale of 1."""
     targets: tuple[str, ...] | None = None

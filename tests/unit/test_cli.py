@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from accvideo_core.cli import main
-from accvideo_core.commands import changed_recipe
 from accvideo_core.conditioning import Prompt, text_id
+from accvideo_core.distill.recipe_file import changed_recipe
 from accvideo_core.distill.recipes import PRESETS
 from accvideo_core.errors import AccVideoError
 from accvideo_core.export import load_student, read_student_info
@@ -251,7 +251,7 @@ def test_inspect_verify_finds_a_flipped_byte(capsys):
         (["distill", "clips", "r", "--set", "lr"], "'lr' has no value"),
         (["distill", "clips", "r", "--set", "speed=1"], "recipe has no field 'speed'"),
         (["distill", "clips", "r", "--set", "lr.x=1"], "recipe has no field 'lr.x'"),
-        (["distill", "clips", "r", "--set", "lr=fast"], "does not fit the recipe"),
+        (["distill", "clips", "r", "--set", "lr=fast"], "recipe.lr is 'fast'; it must be a number"),
         (["distill", "clips", "r", "--set", "lr=-1"], "recipe.lr is -1"),
         (["tune", "clips", "r", "--student", "none.safetensors"], "none.safetensors"),
         (["export", "clips", "x.safetensors"], "clips is no training run"),
@@ -284,7 +284,8 @@ def test_cancelling_exits_130_and_keeps_what_was_done(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["record", "distill", "tune", "sample", "export", "inspect", "compare", "demo"]
+    "command",
+    ["record", "distill", "tune", "recipe", "sample", "export", "inspect", "compare", "demo"],
 )
 def test_every_command_has_help_with_an_example(capsys, command):
     with pytest.raises(SystemExit) as done:
