@@ -170,6 +170,11 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
         help="under torchrun: N processes divide the tokens of a clip (1); see "
         "docs/distributed_training.md",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write RUN/tensorboard too (needs the package tensorboard)",
+    )
 
 
 def _recipe(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .arguments import (
     whole_number,
 )
 from .errors import AccVideoError
+from .monitor import together
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .guidance import Guided
     from .models.loading import Teacher
     from .models.video_model import Family, VideoModel
+    from .tensorboard import TensorBoard
     from .trajectories.record import Batch, RecordSpec
     from .trajectories.store import TrajectoryDataset
 
@@ -124,11 +127,11 @@ def distill(args: Namespace) -> None:
     from .distill.ranks import joined
     from .export import load_student
 
-    recipe = _recipe(args)
+    recipe, listener = _recipe(args), _listener(args)
     with joined(args.sequence_parallel, args.device) as ranks:
         teacher, dataset = teacher_of(args), _dataset(args)
         start = None if args.student is None else load_student(args.student, teacher.model)
-        _train(args, teacher, dataset, recipe, start, ranks)
+        _train(args, teacher, dataset, recipe, start, ranks, listener)
 
 
 def tune(args: Namespace) -> None:
@@ -136,13 +139,13 @@ def tune(args: Namespace) -> None:
     from .distill.ranks import joined
     from .export import load_student
 
-    recipe = _recipe(args)
+    recipe, listener = _recipe(args), _listener(args)
     with joined(args.sequence_parallel, args.device) as ranks:
         teacher, dataset = teacher_of(args), _dataset(args)
         start = load_student(args.student, teacher.model)
         times = start.key_times
         recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
-        _train(args, teacher, dataset, recipe, start, ranks)
+        _train(args, teacher, dataset, recipe, start, ranks, listener)
 
 
 def recipe(args: Namespace) -> None:
@@ -319,6 +322,7 @@ def _train(
     recipe: Recipe,
     start: Student | None,
     ranks: Ranks,
+    listener: TensorBoard | None,
 ) -> None:
     from .distill.trainer import distill as work
     from .export import save_student
@@ -327,8 +331,12 @@ def _train(
     validation = None if args.validation is None else TrajectoryDataset.open(args.validation)
     # Without a VAE looks measure latents; with one it is loaded at the first look.
     decode = None if teacher.vae_path is None else lambda latents: teacher.vae.decode(latents)
+    listener = listener if ranks.first else None
     # The others' terminals show nothing, but listen for Ctrl-C, which comes to every process.
-    with Terminal(sys.stderr if ranks.first else io.StringIO()) as terminal:
+    shown = sys.stderr if ranks.first else io.StringIO()
+    with Terminal(shown) as terminal, listener or nullcontext():
+        # The terminal comes last, because it is the one that stops the run.
+        monitor = terminal if listener is None else together(listener, terminal)
         result = work(
             teacher.model,
             dataset,
@@ -337,7 +345,7 @@ def _train(
             start=start,
             validation=validation,
             decode=decode,
-            monitor=terminal,
+            monitor=monitor,
             ranks=ranks,
         )
     weights = result.student.state_dict(keep=ranks.first)
@@ -355,6 +363,13 @@ def _recipe(args: Namespace) -> Recipe:
     from .distill.recipe_file import changed_recipe, find_recipe
 
     return changed_recipe(find_recipe(args.recipe), args.set)
+
+
+def _listener(args: Namespace) -> TensorBoard | None:
+    """Asked for before anything is loaded, so that a missing package is noticed at once."""
+    from .tensorboard import TensorBoard
+
+    return TensorBoard(args.run / "tensorboard") if args.tensorboard else None
 
 
 def _teachers(asked: VideoModel | Guided, family: Family, steps: set[int]) -> list[Any]:

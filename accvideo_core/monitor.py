@@ -57,3 +57,13 @@ class Held:
 
 def silent(progress: Progress) -> None:
     """The monitor that listens to nothing."""
+
+
+def together(*monitors: Monitor) -> Monitor:
+    """A monitor that calls `monitors` in order; those after one that raises hear nothing."""
+
+    def call(progress: Progress) -> None:
+        for monitor in monitors:
+            monitor(progress)
+
+    return call

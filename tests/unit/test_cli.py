@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from accvideo_core.cli import main
 from accvideo_core.conditioning import Prompt, text_id
+from accvideo_core.distill.metrics import read_metrics
 from accvideo_core.distill.recipe_file import changed_recipe
 from accvideo_core.distill.recipes import PRESETS
 from accvideo_core.errors import AccVideoError
@@ -140,6 +141,20 @@ def test_the_same_commands_again_change_nothing(line_done):
     before = files()
     run_line()
     assert files() == before
+
+
+def test_tensorboard_gets_what_the_metrics_hold(line_done):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ["distill", "clips", "runs/board", "--set", "student_steps=2", *TINY, "--tensorboard"]
+    words += ["--set", "schedule=constant"]
+    assert main(words) == 0
+    assert main([*words, "--set", "train_steps=6"]) == 0  # under a constant schedule it goes on
+    events = accumulator.EventAccumulator("runs/board/tensorboard").Reload()
+    rows = read_metrics(Path("runs/board/metrics.jsonl"))
+    assert len(rows) == 6
+    for name in ("loss", "lr", "student_grad_norm"):
+        shown = {event.step: event.value for event in events.Scalars(f"distill/{name}")}
+        assert shown == pytest.approx({row["step"]: row[name] for row in rows}, rel=1e-6)
 
 
 @pytest.mark.parametrize("run", ["runs/traj", "runs/adv"])
