@@ -91,8 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     dataset_commands.add_arguments(
         add("dataset", None, "check, measure, merge, divide or export a dataset",
             "verify clips --repair"), _teacher)  # fmt: skip
-    _compare(add("compare", commands.compare, "measure students against their teacher",
-                 "report --student fast=student.safetensors --world 128"))  # fmt: skip
+    _compare(add("compare", commands.compare,
+                 "measure students against their teacher, or draw training runs on one page",
+                 "report --student fast=student.safetensors --world 128\n"
+                 "  accvideo compare runs/a runs/b --out page.html"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser
@@ -262,7 +264,17 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, help="folder for report, table, pictures and MP4s")
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="OUT | RUN",
+        help="folder for report, table, pictures and MP4s of students on prompts; or, without "
+        "students and prompts, the folders of runs to draw, finished or not",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="PAGE", help="HTML file to draw runs on (compare.html)"
+    )
     _teacher(parser)
     _prompts(parser)
     _size(parser)

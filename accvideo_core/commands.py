@@ -253,7 +253,15 @@ def _inspect_record(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Measure students against the teacher."""
+    """Measure students against the teacher, or draw training runs on one page."""
+    if _about_runs(args):
+        from .evaluate.runs_page import write_runs_page
+
+        page = args.out or Path("compare.html")
+        write_runs_page(args.paths, page)
+        print(f"{len(args.paths)} runs are on {page}" if len(args.paths) > 1 else f"see {page}")
+        return
+    (out,) = args.paths
     from .evaluate.compare import Contender
     from .evaluate.compare import compare as work
     from .evaluate.publish import publish
@@ -284,9 +292,33 @@ def compare(args: Namespace) -> None:
             asked=asked if isinstance(asked, Guided) else None,
         )
     curves = {run.name: run / "metrics.jsonl" for run in args.curves}
-    publish(report, args.out, curves=curves, fps=args.fps)
+    publish(report, out, curves=curves, fps=args.fps)
     print(report.table())
-    print(f"report, pictures and clips are in {args.out}")
+    print(f"report, pictures and clips are in {out}")
+
+
+def _about_runs(args: Namespace) -> bool:
+    """Whether `compare` is asked to draw runs, not to measure students.
+
+    Raises:
+        AccVideoError: it is asked for both, or for neither.
+    """
+    from .distill.run import CONFIG_FILE
+
+    first: Path = args.paths[0]
+    measured = args.student or args.prompt or args.prompts or args.world or args.curves
+    several = len(args.paths) > 1 or args.out is not None
+    if measured and several:
+        raise AccVideoError(
+            "students are measured into one folder, and runs are drawn without being measured; "
+            "give one folder and no --out, or leave --student, --curves and the prompts out"
+        )
+    if not measured and not several and not (first / CONFIG_FILE).is_file():
+        raise AccVideoError(
+            f"{first} is no training run (no {CONFIG_FILE}), and there are no prompts to measure "
+            "students on; name run folders, or use --prompt, --prompts or --world"
+        )
+    return not measured
 
 
 def demo(args: Namespace) -> None:

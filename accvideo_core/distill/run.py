@@ -60,7 +60,7 @@ def open_run(
     path = folder / CONFIG_FILE
     if path.exists():
         free = _FREE + (("recipe.train_steps",) if recipe.schedule == "constant" else ())
-        _check_same(folder.name, _flat(read_json(path)), _flat(config), free)
+        _check_same(folder.name, flat_settings(read_json(path)), flat_settings(config), free)
     if write:
         write_json(path, config)
 
@@ -124,11 +124,11 @@ def _check_same(
             )
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, "recipe.lr" and so on; tuples as JSON's lists."""
+def flat_settings(data: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's nested dictionaries as one, "recipe.lr" and so on; tuples as JSON's lists."""
     if not isinstance(data, dict):
         return {prefix: list(data) if isinstance(data, tuple) else data}
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
+        flat |= flat_settings(value, f"{prefix}.{name}" if prefix else name)
     return flat

@@ -155,6 +155,8 @@ def panels(
 
 # Curves are drawn at twice the size and reduced, which smooths them.
 _PANEL = (1120, 600)
+_POINTS = 1000
+"""As many places along a line as a panel can show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class _Panel:
         for x in (self.point(mark, self.low)[0] for mark in marks):
             draw.line([(x, y0), (x, y1)], fill=_MARK, width=3)
         for label, line in lines.items():
-            self._curve(draw, line, tuple(200 + c // 5 for c in colours[label]), 2)
+            self._curve(draw, _envelope(line), tuple(200 + c // 5 for c in colours[label]), 2)
         for label, line in lines.items():
             self._curve(draw, _smooth(line) if smooth else line, colours[label], 4)
 
@@ -263,14 +265,27 @@ def _nice(low: float, high: float, count: int) -> list[float]:
 
 
 def _smooth(line: Line) -> Line:
-    """Running mean over a centred window of a twentieth of the line."""
+    """Running mean over a centred window of a twentieth of the line, at `_POINTS` places."""
     reach = len(line) // 40
     values = [value for _, value in line]
     means = []
-    for i, (step, _) in enumerate(line):
+    for i in range(0, len(line), -(-len(line) // _POINTS)):
         window = values[max(0, i - reach) : i + reach + 1]
-        means.append((step, sum(window) / len(window)))
+        means.append((line[i][0], sum(window) / len(window)))
     return means
+
+
+def _envelope(line: Line) -> Line:
+    """Of a long line the lowest and the highest point of every stretch, which look the same."""
+    stretch = -(-len(line) // _POINTS)
+    if stretch <= 2:
+        return line
+    points = []
+    for i in range(0, len(line), stretch):
+        part = line[i : i + stretch]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        points += sorted(ends)
+    return points
 
 
 def _read_metrics(path: Path) -> dict[str, Line]:
