@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ Panels = dict[str, dict[str, Line]]
 
 _PLACE = ("step", "k", "t")
 """Where a row of figures belongs; no figures themselves."""
+_AT_KEY_TIME = re.compile(r"_k(\d+)$")
+"""End of a figure's name that tells the key time, where an update trains several of them."""
 _OF_TEACHER = ("motion", "saturation", "contrast", "diversity")
 """Validation figures that are shares of the teacher's."""
 
@@ -112,7 +115,8 @@ def differs(values: Sequence[Any]) -> bool:
 def training_panels(runs: Sequence[RunRecord]) -> dict[str, Panels]:
     """Section -> panels of everything that was measured at updates.
 
-    Accuracies are drawn for every key time on its own, because each has heads of its own.
+    Accuracies are drawn for every key time on its own, because each has heads of its own; of an
+    update that trains several key times, other figures are drawn as their mean.
     """
     sections: dict[str, Panels] = {
         "Losses": {},
@@ -121,12 +125,16 @@ def training_panels(runs: Sequence[RunRecord]) -> dict[str, Panels]:
         "Learning rate, time and the rest": {},
     }
     for label, row, name, value in _figures(runs, "rows"):
-        heading = name.replace("_", " ")
-        if name in TERMS or "loss" in name:
+        found = _AT_KEY_TIME.search(name)
+        figure, at = (name[: found.start()], found[1]) if found else (name, "")
+        heading = figure.replace("_", " ")
+        if "accuracy" in figure:
+            section, at = "Accuracy of the heads", at or row.get("k", "")
+            heading += f" at k = {at}" if at != "" else ""
+        elif at:
+            continue
+        elif name in TERMS or "loss" in name:
             section, heading = "Losses", heading if "loss" in name else f"{heading} loss"
-        elif "accuracy" in name:
-            section = "Accuracy of the heads"
-            heading += f" at k = {int(row['k'])}" if "k" in row else ""
         elif name.endswith("grad_norm"):
             section = "Gradient norms"
         else:

@@ -159,6 +159,20 @@ def test_lines_are_the_runs_figures(tmp_path: Path) -> None:
     assert validation_panels(runs)["motion (teacher = 1)"] == {"a": [(2, 0.9)]}
 
 
+def test_accuracies_of_a_sweep_are_drawn_by_key_time_too(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "interval", updates=2), make_run(tmp_path / "sweep", updates=0)
+    row = {"step": 1, "real_accuracy": 0.6, "real_accuracy_k0": 0.5, "real_accuracy_k1": 0.7}
+    row |= {"trajectory": 2.0, "trajectory_k0": 1.0, "trajectory_k1": 3.0}
+    (b / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    sections = training_panels(read_runs([a, b]))
+    accuracies = sections["Accuracy of the heads"]
+    assert accuracies["real accuracy at k = 1"].keys() == {"interval", "sweep"}
+    assert accuracies["real accuracy at k = 0"]["sweep"] == [(1, 0.5)]
+    assert accuracies["real accuracy"] == {"sweep": [(1, 0.6)]}
+    losses = sections["Losses"]
+    assert losses["trajectory loss"]["sweep"] == [(1, 2.0)] and not [n for n in losses if "k" in n]
+
+
 def test_settings_are_told_apart(tmp_path: Path) -> None:
     full = replace(ADVERSARIAL, lora=None)
     runs = read_runs([make_run(tmp_path / "lora"), make_run(tmp_path / "full", full)])
