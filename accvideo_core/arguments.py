@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .conditioning import AnyPrompt, Prompt
+    from .distill.recipes import Recipe
     from .distill.student import Student
     from .flow import Times
     from .guidance import Cfg
@@ -241,3 +242,10 @@ def sampling_of(
     negative, cfg = guidance_of(args, teacher)
     asked = guided(teacher.model, negative, cfg)
     return Sampling(asked, family.time_grid(args.steps, args.shift, (plan.height, plan.width)))
+
+
+def recipe_of(args: Namespace) -> Recipe:
+    """The recipe that a command names, with its changes."""
+    from .distill.recipe_file import changed_recipe, find_recipe
+
+    return changed_recipe(find_recipe(args.recipe), args.set)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import commands, dataset_commands
+    from . import commands, dataset_commands, run_commands
 
     parser = argparse.ArgumentParser(
         prog="accvideo",
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
                  "clips runs/traj --recipe tiny-trajectory-2 --set train_steps=200"))  # fmt: skip
     _tune(add("tune", commands.tune, "train a student further, adversarially by default",
               "clips runs/adv --student runs/traj/student.safetensors"))  # fmt: skip
-    _recipe(add("recipe", commands.recipe, "list, explain and save recipes of training",
+    _recipe(add("recipe", run_commands.recipe, "list, explain and save recipes of training",
                 "adversarial --set lora.rank=64 --out mine.json"))  # fmt: skip
     _sample(add("sample", commands.sample, "sample videos from a student or from the teacher",
                 "out --student student.safetensors --prompt "

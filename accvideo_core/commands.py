@@ -18,6 +18,7 @@ from .arguments import (
     numbers_of,
     plan_of,
     prompts_of,
+    recipe_of,
     sampling_of,
     source_of,
     teacher_of,
@@ -25,6 +26,7 @@ from .arguments import (
 )
 from .errors import AccVideoError
 from .monitor import together
+from .run_commands import about_runs, draw_runs
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -127,7 +129,7 @@ def distill(args: Namespace) -> None:
     from .distill.ranks import joined
     from .export import load_student
 
-    recipe, listener = _recipe(args), _listener(args)
+    recipe, listener = recipe_of(args), _listener(args)
     with joined(args.sequence_parallel, args.device) as ranks:
         teacher, dataset = teacher_of(args), _dataset(args)
         start = None if args.student is None else load_student(args.student, teacher.model)
@@ -139,33 +141,13 @@ def tune(args: Namespace) -> None:
     from .distill.ranks import joined
     from .export import load_student
 
-    recipe, listener = _recipe(args), _listener(args)
+    recipe, listener = recipe_of(args), _listener(args)
     with joined(args.sequence_parallel, args.device) as ranks:
         teacher, dataset = teacher_of(args), _dataset(args)
         start = load_student(args.student, teacher.model)
         times = start.key_times
         recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
         _train(args, teacher, dataset, recipe, start, ranks, listener)
-
-
-def recipe(args: Namespace) -> None:
-    """List recipes; print one as JSON or with its fields' meanings; or write it to a file."""
-    from .distill.recipe_file import explained, recipe_json, summary
-    from .distill.recipes import PRESETS
-    from .files import write_bytes
-
-    if args.recipe is None:
-        if args.set or args.explain or args.out is not None:
-            raise AccVideoError("--set, --explain and --out need a recipe; name one, such as paper")
-        for name, one in PRESETS.items():
-            print(f"{name:22}{summary(one)}")
-        return
-    chosen = _recipe(args)
-    if args.out is not None:
-        write_bytes(args.out, (recipe_json(chosen) + "\n").encode())
-        print(f"recipe {chosen.name} is in {args.out}", file=sys.stderr)
-    if args.explain or args.out is None:
-        print((explained if args.explain else recipe_json)(chosen))
 
 
 def sample(args: Namespace) -> None:
@@ -254,12 +236,8 @@ def _inspect_record(args: Namespace) -> None:
 
 def compare(args: Namespace) -> None:
     """Measure students against the teacher, or draw training runs on one page."""
-    if _about_runs(args):
-        from .evaluate.runs_page import write_runs_page
-
-        page = args.out or Path("compare.html")
-        write_runs_page(args.paths, page)
-        print(f"{len(args.paths)} runs are on {page}" if len(args.paths) > 1 else f"see {page}")
+    if about_runs(args):
+        draw_runs(args)
         return
     (out,) = args.paths
     from .evaluate.compare import Contender
@@ -295,30 +273,6 @@ def compare(args: Namespace) -> None:
     publish(report, out, curves=curves, fps=args.fps)
     print(report.table())
     print(f"report, pictures and clips are in {out}")
-
-
-def _about_runs(args: Namespace) -> bool:
-    """Whether `compare` is asked to draw runs, not to measure students.
-
-    Raises:
-        AccVideoError: it is asked for both, or for neither.
-    """
-    from .distill.run import CONFIG_FILE
-
-    first: Path = args.paths[0]
-    measured = args.student or args.prompt or args.prompts or args.world or args.curves
-    several = len(args.paths) > 1 or args.out is not None
-    if measured and several:
-        raise AccVideoError(
-            "students are measured into one folder, and runs are drawn without being measured; "
-            "give one folder and no --out, or leave --student, --curves and the prompts out"
-        )
-    if not measured and not several and not (first / CONFIG_FILE).is_file():
-        raise AccVideoError(
-            f"{first} is no training run (no {CONFIG_FILE}), and there are no prompts to measure "
-            "students on; name run folders, or use --prompt, --prompts or --world"
-        )
-    return not measured
 
 
 def demo(args: Namespace) -> None:
@@ -388,13 +342,6 @@ def _train(
     of = "" if best is None else f", the best by {recipe.best_by} after {best} of them,"
     print(f"student after {len(result.losses)} updates{of} is in {path}", end="")
     print(f" (loss {sum(last) / len(last):.4g})" if last else "")
-
-
-def _recipe(args: Namespace) -> Recipe:
-    """The recipe that the command names, with its changes."""
-    from .distill.recipe_file import changed_recipe, find_recipe
-
-    return changed_recipe(find_recipe(args.recipe), args.set)
 
 
 def _listener(args: Namespace) -> TensorBoard | None:

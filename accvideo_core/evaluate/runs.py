@@ -11,14 +11,10 @@ from typing import Any
 
 from ..distill.metrics import METRICS_FILE, read_metrics
 from ..distill.run import CONFIG_FILE, flat_settings
+from ..distill.watch import LOOKS_FILE, SAMPLES
 from ..errors import AccVideoError
 from ..files import read_json
 from .pictures import TERMS, Line
-
-VALIDATION_FILE = "validation.jsonl"
-"""One line of figures and warnings for each look at fixed clips."""
-SAMPLES = "samples"
-"""Contact sheets of those looks, <step>.png."""
 
 Panels = dict[str, dict[str, Line]]
 """Heading -> label of a run -> its line."""
@@ -28,7 +24,7 @@ _PLACE = ("step", "k", "t")
 _AT_KEY_TIME = re.compile(r"_k(\d+)$")
 """End of a figure's name that tells the key time, where an update trains several of them."""
 _OF_TEACHER = ("motion", "saturation", "contrast", "diversity")
-"""Validation figures that are shares of the teacher's."""
+"""Figures of a look at fixed clips that are shares of the teacher's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class RunRecord:
     rows: Sequence[Mapping[str, float]]
     """Figures of every update."""
     looks: Sequence[Mapping[str, Any]]
-    """Figures of every look at the fixed clips, with "warnings" in words."""
+    """Figures of every look at the same fixed clips, with "notes" in words."""
     sheet: Path | None
     """The last contact sheet."""
 
@@ -58,11 +54,14 @@ class RunRecord:
             facts["loss"] = f"{sum(losses) / len(losses):.4g} (mean of the last {len(losses)})"
         if seconds:
             facts["seconds an update"] = f"{seconds[len(seconds) // 2]:.3g} (median)"
+        best = self.looks[-1].get("best_step") if self.looks else None
+        if best is not None:
+            facts["best student"] = f"of update {best}, by {self.settings.get('recipe.best_by')}"
         return facts
 
-    def warnings(self) -> list[tuple[int, str]]:
-        """(update, sentence) of every warning."""
-        return [(int(x["step"]), str(text)) for x in self.looks for text in x.get("warnings", ())]
+    def notes(self) -> list[tuple[int, str]]:
+        """(update, sentence) of everything that was said at looks: warnings, and their end."""
+        return [(int(x["step"]), str(text)) for x in self.looks for text in x.get("notes", ())]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
@@ -81,13 +80,14 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 def _read_run(folder: Path, label: str) -> RunRecord:
     if not (folder / CONFIG_FILE).is_file():
         raise AccVideoError(f"{folder} is no training run (no {CONFIG_FILE}); choose its folder")
+    looks = read_metrics(folder / LOOKS_FILE)
     sheets = [path for path in (folder / SAMPLES).glob("*.png") if path.stem.isdecimal()]
     return RunRecord(
         label,
         folder,
         flat_settings(read_json(folder / CONFIG_FILE)),
         read_metrics(folder / METRICS_FILE),
-        read_metrics(folder / VALIDATION_FILE),
+        [look for look in looks if look.get("clips") == looks[-1].get("clips")],
         max(sheets, key=lambda path: int(path.stem), default=None),
     )
 
@@ -148,6 +148,8 @@ def validation_panels(runs: Sequence[RunRecord]) -> Panels:
     """Panels of the figures of looks at fixed clips."""
     panels: Panels = {}
     for label, look, name, value in _figures(runs, "looks"):
+        if name not in ("latent_mse", *_OF_TEACHER):  # means of what is drawn update by update
+            continue
         heading = name.replace("_", " ") + (" (teacher = 1)" if name in _OF_TEACHER else "")
         panels.setdefault(heading, {}).setdefault(label, []).append((look["step"], value))
     return panels

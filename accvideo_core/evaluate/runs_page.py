@@ -59,7 +59,7 @@ def write_runs_page(folders: Sequence[Path], path: Path) -> None:
         _settings(runs),
         *(_curves(name, panels, labels) for name, panels in training_panels(runs).items()),
         _curves("Validation on fixed clips", looked, labels, smooth=False) if looked else "",
-        _warnings(runs),
+        _notes(runs),
         _sheets(runs),
     ]
     page = (
@@ -102,11 +102,11 @@ def _curves(name: str, panels: Panels, labels: Sequence[str], smooth: bool = Tru
     )
 
 
-def _warnings(runs: Sequence[RunRecord]) -> str:
+def _notes(runs: Sequence[RunRecord]) -> str:
     items = "".join(
         f"<li>{_shown(run.label)}, update {step}: {_shown(text)}</li>"
         for run in runs
-        for step, text in run.warnings()
+        for step, text in run.notes()
     )
     return f"<h2>Warnings</h2><ul>{items}</ul>" if items else ""
 

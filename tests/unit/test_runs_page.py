@@ -30,6 +30,7 @@ from accvideo_core.evaluate.runs import (
 from accvideo_core.evaluate.runs_page import write_runs_page
 
 ADVERSARIAL = replace(preset("tiny-adversarial-2"), train_steps=60)
+BEST: dict[str, Any] = {"validate_every": 20, "best_by": "motion"}
 
 
 def make_run(folder: Path, recipe: Recipe = ADVERSARIAL, updates: int = 60) -> Path:
@@ -52,8 +53,8 @@ def metrics(step: int, x: float) -> dict[str, float]:
     return {**place, **losses, **accuracies, **norms}
 
 
-def look(folder: Path, step: int, colour: str, warnings: tuple[str, ...] = (), **more: Any) -> None:
-    row = {"step": step, "motion": 0.9, "latent_mse": 0.1, "warnings": list(warnings), **more}
+def look(folder: Path, step: int, colour: str, notes: tuple[str, ...] = (), **more: Any) -> None:
+    row = {"step": step, "motion": 0.9, "latent_mse": 0.1, "notes": list(notes), **more}
     with open(folder / "validation.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     (folder / "samples").mkdir(exist_ok=True)
@@ -93,16 +94,17 @@ def test_runs_on_one_page_through_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(Path("runs/low"))
-    make_run(Path("runs/high"), replace(ADVERSARIAL, lr=1e-3, r1="features"), updates=40)
-    look(Path("runs/high"), 20, "red", ("motion is 80 % of the teacher's",), clips="abc")
-    look(Path("runs/high"), 40, "blue")
+    make_run(Path("runs/high"), replace(ADVERSARIAL, lr=1e-3, **BEST), updates=40)
+    look(Path("runs/high"), 20, "red", ("motion is 80 % of the teacher's",), best_step=20)
+    look(Path("runs/high"), 40, "blue", best_step=20, real_accuracy_k0=0.5, seconds=3.0)
     assert main(["compare", "runs/low", "runs/high", "--out", "pages/two.html"]) == 0
     assert "2 runs are on pages/two.html" in capsys.readouterr().out
     page = Page(Path("pages/two.html"))
     assert page.links == []  # everything is inside
     assert page.line("updates") == "updates 60 of 60 40 of 60"
     assert page.line("recipe.lr") == "recipe.lr 0.0003 0.001"
-    assert page.line("recipe.r1 ") == "recipe.r1 approximate features"
+    assert page.line("recipe.best_by ") == "recipe.best_by null motion"
+    assert page.line("best student") == "best student of update 20, by motion"
     differing, same = page.text.split("Settings that are the same")
     assert "recipe.batch_size" in same and "recipe.batch_size" not in differing
     assert "high, update 20: motion is 80 % of the teacher's" in page.text
@@ -145,7 +147,8 @@ def test_lines_are_the_runs_figures(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a", updates=3), make_run(tmp_path / "b", updates=2)
     with open(a / "metrics.jsonl", "a") as file:
         file.write(json.dumps({**metrics(4, 0.5), "loss": float("nan")}) + "\n")
-    look(a, 2, "red")
+    look(a, 1, "red", clips="others")
+    look(a, 2, "red", clips="these")
     runs = read_runs([a, b])
     sections = training_panels(runs)
     rows = runs[0].rows
