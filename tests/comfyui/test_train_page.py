@@ -43,7 +43,10 @@ def open_training(page: Any, run: str, **inputs: Any) -> None:
 
 
 def until_points(page: Any, more_than: int) -> int:
-    page.page.wait_for_function(f"count => ({POINTS})() > count", arg=more_than)
+    """The number of the curve's points once it has grown; at once where a node fails."""
+    grown = f"count => accvideoRun.errors.length || ({POINTS})() > count"
+    page.page.wait_for_function(grown, arg=more_than)
+    assert page.page.evaluate("() => accvideoRun.errors") == []
     return page.page.evaluate(POINTS)
 
 
