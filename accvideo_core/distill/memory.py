@@ -101,7 +101,7 @@ def savings(
         if recipe.swap_blocks:
             # The caller's teacher computes with the same tensors, should anyone ask it meanwhile.
             sharing = (student.model, own, teacher)
-            structures = [_spread_blocks(model, recipe.swap_blocks) for model in sharing]
+            structures = [spread_blocks(model, recipe.swap_blocks) for model in sharing]
             chosen = transfer_to(teacher.device) if transfer is None else transfer
             stack.enter_context(swapped_blocks(structures, chosen))
         yield own
@@ -242,7 +242,7 @@ def _blocks(model: VideoModel) -> list[nn.Module]:
     ]
 
 
-def _spread_blocks(model: VideoModel, count: int) -> list[nn.Module]:
+def spread_blocks(model: VideoModel, count: int) -> list[nn.Module]:
     """The `count` blocks of each network that are swapped, in order."""
     return [
         model.family.blocks(network)[index]

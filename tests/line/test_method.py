@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from accvideo_core.conditioning import Prompt
 from accvideo_core.distill.adversarial import Adversarial
 from accvideo_core.distill.batch import KeyBatch, KeyStates
 from accvideo_core.distill.checkpoint import load_checkpoint
+from accvideo_core.distill.memory import checkpointed
 from accvideo_core.distill.metrics import read_metrics
 from accvideo_core.distill.optimiser import Role
 from accvideo_core.distill.recipes import Recipe
@@ -68,7 +70,7 @@ def prepared(
     with torch.no_grad():
         for p in student.trainable().values():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return _Run(student, states, recipe, folder, None)
+    return _Run(student, teacher, states, recipe, folder, None)
 
 
 # Gradients -----------------------------------------------------------------------------------
@@ -146,8 +148,11 @@ def test_gradients_of_an_update_equal_those_of_three_separate_networks(
     batch = run.batch("")
     for ks in [[1, 0]] if iteration == "sweep" else [[1], [0]]:
         student, heads = by_hand(run, batch, ks)
-        for phase in run.objective.phases:
-            run.accumulate(phase.terms, batch, ks)
+        with ExitStack() as stack:
+            for model in (run.student.model, teacher) if checkpointing else ():
+                stack.enter_context(checkpointed(model))
+            for phase in run.objective.phases:
+                run.accumulate(phase.terms, batch, ks)
         assert_close(run.roles["student"].parameters, student)
         assert_close(run.roles["heads"].parameters, heads)
         for role in run.roles.values():
