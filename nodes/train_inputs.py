@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -12,6 +11,7 @@ from comfy_api.latest import io
 from ..accvideo_core.distill.recipes import CHOICES, PRESETS, Recipe
 from ..accvideo_core.distill.recipes import preset as preset_recipe
 from ..accvideo_core.errors import AccVideoError
+from ..accvideo_core.fields import check_fields
 
 PRESET = "preset"
 """Choice that leaves a field to the preset; so do 0 and a switch that is off."""
@@ -37,7 +37,7 @@ def parsed(settings: str, taken: Collection[str] = ()) -> dict[str, Any]:
     """Fields of a recipe from the JSON in a node's `settings`.
 
     Raises:
-        AccVideoError: it is no JSON object, names what is no field, or one that is `taken`.
+        AccVideoError: it is no JSON object, or a field is unknown, `taken` or of another type.
     """
     try:
         values = json.loads(settings) if settings.strip() else {}
@@ -45,12 +45,7 @@ def parsed(settings: str, taken: Collection[str] = ()) -> dict[str, Any]:
         raise AccVideoError(f"settings are not JSON ({error}); {_EXAMPLE}") from error
     if not isinstance(values, dict):
         raise AccVideoError(f"settings are not a JSON object; {_EXAMPLE}")
-    known = [field.name for field in fields(Recipe)]
-    unknown = sorted(values.keys() - set(known))
-    if unknown:
-        raise AccVideoError(
-            f"settings has no field {unknown[0]!r}; its fields are {', '.join(known)}"
-        )
+    check_fields(Recipe, values, "settings")
     for name in taken:
         if name in values:
             raise AccVideoError(

@@ -140,6 +140,7 @@ def test_more_steps_are_refused_where_the_learning_rate_ends_with_them(
         ("{", "settings are not JSON"),
         ("[1]", "settings are not a JSON object; write recipe fields such as"),
         ('{"rate": 1}', "settings has no field 'rate'; its fields are name, student_steps"),
+        ('{"lr": "fast"}', "settings.lr is 'fast'; it must be a number"),
     ],
 )
 def test_what_is_no_recipe_is_refused_before_anything_runs(
@@ -165,6 +166,29 @@ def test_impossible_recipe_is_refused_before_the_first_step(
         comfy_client.run(training("never", **inputs))
     assert "\n" not in caught.value.node_message
     assert not folder(comfy_server, "never").exists()
+
+
+def test_what_saves_memory_changes_no_loss(
+    comfy_server: ComfyServer, comfy_client: ComfyClient
+) -> None:
+    saving = {"gradient_checkpointing": True, "swap_blocks": 1, "offload_activations": True}
+    comfy_client.run(training("plain", train_steps=2))
+    comfy_client.run(training("saving", train_steps=2, **saving))
+    plain, saved = rows(comfy_server, "plain"), rows(comfy_server, "saving")
+    assert [row["loss"] for row in saved] == pytest.approx([row["loss"] for row in plain])
+
+
+def test_teacher_of_packed_weights_teaches(
+    comfy_server: ComfyServer, comfy_client: ComfyClient
+) -> None:
+    """In fp8, whose trajectories are those of the unpacked one, so the losses are near."""
+    prompt = training("packed", train_steps=2)
+    prompt["1"]["inputs"]["weights"] = "fp8"
+    comfy_client.run(prompt)
+    comfy_client.run(training("unpacked", train_steps=2))
+    packed, unpacked = rows(comfy_server, "packed"), rows(comfy_server, "unpacked")
+    assert len(packed) == 2 and packed[0]["loss"] != unpacked[0]["loss"]
+    assert packed[0]["loss"] == pytest.approx(unpacked[0]["loss"], rel=0.5)
 
 
 @pytest.mark.usefixtures("stock")
