@@ -158,6 +158,13 @@ def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
     _teacher(parser)
     parser.add_argument("--recipe", default=recipe, help=f"{_recipes()} ({recipe})")
     _changes(parser)
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="",
+        metavar="DEVICE",
+        help="print the memory that the run needs, here or on a device such as cuda, and stop",
+    )
     parser.add_argument("--out", type=Path, help="student file to write (RUN/student.safetensors)")
     parser.add_argument(
         "--validation",

@@ -312,8 +312,12 @@ def _train(
 ) -> None:
     from .distill.trainer import distill as work
     from .export import save_student
+    from .run_commands import print_plan
     from .trajectories.store import TrajectoryDataset
 
+    if args.plan is not None:
+        print_plan(args.plan, teacher, dataset, recipe, start)
+        return
     validation = None if args.validation is None else TrajectoryDataset.open(args.validation)
     # Without a VAE looks measure latents; with one it is loaded at the first look.
     decode = None if teacher.vae_path is None else lambda latents: teacher.vae.decode(latents)
@@ -333,6 +337,7 @@ def _train(
             decode=decode,
             monitor=monitor,
             ranks=ranks,
+            on_plan=lambda plan: terminal.say(plan.table()),
         )
     weights = result.student.state_dict(keep=ranks.first)
     if not ranks.first:

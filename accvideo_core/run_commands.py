@@ -1,13 +1,22 @@
-"""The terminal's commands about recipes and runs: `accvideo recipe`, `accvideo compare RUN...`."""
+"""The terminal's commands about recipes and runs: `accvideo recipe`, `accvideo compare RUN...`,
+and `--plan` of those that train.
+"""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import recipe_of
 from .errors import AccVideoError
+
+if TYPE_CHECKING:
+    from .distill.recipes import Recipe
+    from .distill.student import Student
+    from .models.loading import Teacher
+    from .trajectories.store import TrajectoryDataset
 
 PAGE = Path("compare.html")
 
@@ -30,6 +39,21 @@ def recipe(args: Namespace) -> None:
         print(f"recipe {chosen.name} is in {args.out}", file=sys.stderr)
     if args.explain or args.out is None:
         print((explained if args.explain else recipe_json)(chosen))
+
+
+def print_plan(
+    device: str, teacher: Teacher, dataset: TrajectoryDataset, recipe: Recipe, start: Student | None
+) -> None:
+    """The memory that training needs on `device`, or where the teacher is if that is empty."""
+    import torch
+
+    from .distill.trainer import memory_plan
+
+    try:
+        there = torch.device(device) if device else None
+    except RuntimeError as error:
+        raise AccVideoError(f"--plan {device} is no device; write cuda, mps or cpu") from error
+    print(memory_plan(teacher.model, dataset, recipe, start=start, device=there).table())
 
 
 def draw_runs(args: Namespace) -> None:

@@ -29,6 +29,9 @@ from .rollout import DirectRollout, Rollout
 from .student import Student
 from .trajectory import trajectory_loss
 
+CALIBRATION_SAMPLES = 8
+"""Recorded samples that set the scale of the heads' inputs."""
+
 
 @dataclass(frozen=True, slots=True)
 class GanLoss:

@@ -80,8 +80,10 @@ class KeyStates:
         self.t = tuple(reversed(key_times))
         self._rows = _stored_rows(dataset, self.t)
         self.shape = dataset.info.shape
-        bytes_each = 4 * len(self.t) * torch.Size(self.shape).numel()
-        self._keep = len(self.ids) * bytes_each <= _MEMORY_LIMIT
+        size = len(self.ids) * 4 * len(self.t) * torch.Size(self.shape).numel()
+        self._keep = size <= _MEMORY_LIMIT
+        self.bytes = size if self._keep else 0
+        """That they take in main memory once all are read."""
         self._held: dict[str, tuple[Tensor, Condition]] = {}
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +24,12 @@ from ..models.video_model import VideoModel
 from ..monitor import Cancelled, Held, Monitor, Progress, silent
 from ..trajectories.stats import Decode
 from ..trajectories.store import TrajectoryDataset
-from .adversarial import build_adversarial, check_features
+from .adversarial import CALIBRATION_SAMPLES, build_adversarial, check_features
 from .batch import KeyBatch, KeyStates
 from .checkpoint import kept, load_checkpoint, save_checkpoint
 from .memory import check_savings, savings
+from .memory_check import log_plan, planner_of, settle_memory
+from .memory_plan import MemoryPlan
 from .metrics import METRICS_FILE, Means, append_metrics, read_metrics
 from .objective import Objective, Terms
 from .optimiser import Average, Role, lr_factor
@@ -41,8 +43,6 @@ from .trajectory import TrajectoryGuidance
 from .watch import Watch
 from .watch_words import broken
 
-_CALIBRATION = 8
-"""Recorded samples that set the scale of the heads' inputs."""
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +68,8 @@ def distill(
     decode: Decode | None = None,
     monitor: Monitor = silent,
     ranks: Ranks = ALONE,
+    on_plan: Callable[[MemoryPlan], None] = log_plan,
+    free_memory: int | None = None,
 ) -> TrainResult:
     """Train a student on `dataset` as `recipe` says, or go on where a run in `run_dir` stopped.
 
@@ -82,9 +84,12 @@ def distill(
             processes each has its own, and all stop after the same update when one of them raises.
         ranks: the processes that train together, all of which call this. `teacher` and a LoRA
             `start` are sharded among them in place.
+        on_plan: is told the memory plan of a run of one process, before anything is made.
+        free_memory: bytes that it may take beside the teacher's weights; None asks the device.
 
     Raises:
-        AccVideoError: dataset, recipe, start and folder do not fit each other, or the loss is NaN.
+        AccVideoError: dataset, recipe, start and folder do not fit each other, there is too little
+            memory by the plan, or the loss is NaN.
     """
     # ComfyUI runs nodes in inference mode, where nothing can be trained.
     with torch.inference_mode(False), torch.enable_grad():
@@ -94,6 +99,9 @@ def distill(
         states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
         info = _info(teacher, states, recipe, start)
         check_ranks(ranks, recipe, info, teacher, states.shape)
+        if ranks.size == 1:
+            planner = planner_of(teacher, info, states, recipe, start is None)
+            settle_memory(planner, recipe, teacher, free_memory, on_plan)
         watch = _watch(info, dataset, validation, recipe, run_dir, decode, ranks)
         student = Student.create(teacher, info, recipe.seed, own=ranks.size == 1)
         open_run(run_dir, recipe, info, dataset, states.ids, start, write=ranks.first)
@@ -105,6 +113,21 @@ def distill(
         losses = [row["loss"] for row in read_metrics(metrics_file)]
         student = run.finished()
         return TrainResult(student, metrics_file, losses, watch and watch.best_step)
+
+
+def memory_plan(
+    teacher: VideoModel,
+    dataset: TrajectoryDataset,
+    recipe: Recipe,
+    *,
+    start: Student | None = None,
+    device: torch.device | None = None,
+) -> MemoryPlan:
+    """The memory that `distill` with the same arguments needs, here or on another `device`."""
+    _check_teacher(teacher, dataset, start)
+    states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
+    info = _info(teacher, states, recipe, start)
+    return planner_of(teacher, info, states, recipe, start is None, device)(recipe)
 
 
 class _Run:
@@ -132,7 +155,7 @@ class _Run:
             student.load_state_dict(start.state_dict())
         self.roles = {"student": Role(student.trainable(), recipe.lr, recipe.betas, recipe)}
         if recipe.adversarial:
-            real = states.batch(_CALIBRATION, recipe.seed, "calibration", self.device)
+            real = states.batch(CALIBRATION_SAMPLES, recipe.seed, "calibration", self.device)
             rollout = build_rollout(recipe, states, ranks)
             adversarial = build_adversarial(recipe, teacher, real, rollout)
             heads, head_lr = dict(adversarial.heads.named_parameters()), recipe.head_lr or recipe.lr

@@ -192,7 +192,7 @@ class VideoModel:
         `t` is a number or [B], in flow coordinates (1 noise, 0 data).
         """
         times = self._times(t, x_t)
-        groups = self._by_expert(times)
+        groups = self._by_expert(t, times)
         if len(groups) == 1:
             return self._ask(groups[0][0], x_t, times, cond)
         v = torch.empty_like(x_t, dtype=self.dtype)
@@ -208,7 +208,7 @@ class VideoModel:
 
         The forward pass stops after the last block asked for. Gradients flow to `x_t`.
         """
-        groups = self._by_expert(self._times(t, x_t))
+        groups = self._by_expert(t, self._times(t, x_t))
         if len(groups) > 1:
             raise AccVideoError(
                 "features of a model with two experts are taken at times on one side of its "
@@ -270,10 +270,13 @@ class VideoModel:
         v = self.family.forward(expert, x_t.to(self.device, self.dtype), times, moved)
         return v.to(x_t.device)
 
-    def _by_expert(self, times: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    def _by_expert(self, t: float | Tensor, times: Tensor) -> list[tuple[nn.Module, Tensor]]:
         """Each network that is asked, and the rows of the batch that it answers."""
         if not isinstance(self.module, Experts):
             return [(self.module, torch.arange(len(times)))]
+        # One number is known here; those on a device would have to be waited for.
+        if not isinstance(t, Tensor):
+            return [(self.expert(t), torch.arange(len(times)))]
         noisy = (times >= self.family.boundary).cpu()
         parts = ((self.module.high, noisy), (self.module.low, ~noisy))
         return [(expert, rows.nonzero().flatten()) for expert, rows in parts if rows.any()]
