@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,16 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    rank = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
     try:
         return args.work(args) or 0
     except AccVideoError as error:
-        who = f"process {rank}: " if rank else ""
-        print(f"{who}accvideo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"accvideo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (Cancelled, KeyboardInterrupt):
-        if not rank:
-            print("\ncancelled; run the same command to go on", file=sys.stderr)
+        print("\ncancelled; run the same command to go on", file=sys.stderr)
         return 130
 
 

@@ -10,15 +10,15 @@ tokens among them. Groups divide the samples.
 from __future__ import annotations
 
 import contextlib
-import os
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import AccVideoError
-from ..monitor import Cancelled
 from .sharded_tensors import is_sharded
 
 
@@ -147,47 +147,68 @@ def joined(sequence: int | None = None, device: str | None = None) -> Iterator[R
     Raises:
         AccVideoError: torch cannot do that, or the numbers do not go together.
     """
-    size, sequence = int(os.environ.get("WORLD_SIZE", "1")), sequence or 1
-    if sequence < 1 or size % sequence:
-        raise AccVideoError(
-            f"sequence-parallel is {sequence}, which does not divide the {size} processes; start "
-            f"a multiple of it with torchrun, or choose a divisor"
-        )
-    if size == 1:
-        yield ALONE
-        return
     import torch.distributed as dist
 
-    _check_torch(dist.is_available())
+    sequence = sequence or 1
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        _check_sequence(sequence, 1)
+        yield ALONE
+        return
+    _check_torch()
     _check_device(device)
-    backend = "gloo"
-    if device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(dist.get_node_local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     try:
-        yield ManyRanks(dist.get_rank(), size, sequence, local)
-    except Cancelled:  # by all of them; after another error others may wait for this process
+        _check_sequence(sequence, size := dist.get_world_size())
+        many = ManyRanks(dist.get_rank(), size, sequence, _processes_here(size))
+        yield many if size > 1 else ALONE
+    except AccVideoError:  # others may wait for this process, which torchrun then ends
+        raise
+    except BaseException:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
+def _processes_here(size: int) -> int:
+    """Processes on this machine, of `size` in all."""
+    import torch.distributed as dist
+
+    names: list[Any] = [None] * size
+    dist.all_gather_object(names, platform.node())
+    return names.count(platform.node())
+
+
+def _check_sequence(sequence: int, size: int) -> None:
+    if sequence < 1 or size % sequence:
+        raise AccVideoError(
+            f"sequence-parallel is {sequence}, which does not divide the {size} processes; start "
+            "a multiple of it with torchrun, or choose a divisor"
+        )
+
+
 def _check_device(device: str | None) -> None:
+    import torch.distributed as dist
+
     if device not in (None, "cpu", "cuda"):
         raise AccVideoError(
             f"device is {device}, but every process takes a GPU of its own; give cuda or cpu"
         )
+    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else None
+    if gpus is not None and dist.get_node_local_rank() >= gpus:
+        raise AccVideoError(
+            f"torchrun started more processes than this machine's {gpus} GPUs; give "
+            f"--nproc-per-node {gpus}"
+        )
 
 
-def _check_torch(available: bool) -> None:
+def _check_torch() -> None:
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
-    except ImportError:
-        available = False
-    if not available:
+    except ImportError as error:
         raise AccVideoError(
             f"torch {torch.__version__} cannot train in several processes; "
             "install torch 2.7 or newer, built with torch.distributed"
-        )
+        ) from error

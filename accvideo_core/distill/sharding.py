@@ -97,11 +97,6 @@ def check_ranks(
         )
     if info.lora is None and (reason := trainable_in_full(teacher.module)):
         raise AccVideoError(reason)
-    if recipe.clean_time_shift is not None and teacher.family.experts > 1:
-        raise AccVideoError(
-            f"recipe.clean_time_shift is {recipe.clean_time_shift}, with which processes would ask "
-            "different experts at once; set it to None"
-        )
     if ranks.sequence > 1:
         check_divisible(teacher, shape, ranks.sequence)
 
@@ -154,11 +149,8 @@ def _shard(
         for path in _parts(network, f"{expert}." if expert else ""):
             if own:
                 _own_part(structures[0], path)
-            copies = [module.get_submodule(path) for module in structures]
-            unit: Any = Unit(copies)
+            unit = _unit([module.get_submodule(path) for module in structures])
             fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=apart)
-            for index, module in enumerate(copies):
-                module.forward = partial(unit, index)
             chain.append(unit)
         for unit, following in zip(chain, chain[1:], strict=False):
             unit.set_modules_to_forward_prefetch([following])
@@ -166,6 +158,14 @@ def _shard(
     root: Any = _Root(units)
     fully_shard(root, mesh=mesh, ignored_params=apart)
     root()  # FSDP takes for the root what is called first; units on their own could not overlap
+
+
+def _unit(copies: Sequence[nn.Module]) -> Any:
+    """A part's copies, each of which now goes through the unit when it is called."""
+    unit = Unit(copies)
+    for index, module in enumerate(copies):
+        module.forward = partial(unit, index)
+    return unit
 
 
 def _mesh(device: torch.device, within: int, ranks: Ranks) -> Any:
