@@ -106,6 +106,7 @@ class SmallTeacher:
     """What a loaded teacher has, as far as training asks."""
 
     model: VideoModel
+    vae_path: Path | None = None
 
 
 @pytest.fixture
