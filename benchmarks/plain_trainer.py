@@ -93,13 +93,16 @@ class PlainAdversarial:
                 x = x + (t[i - 1] - t[i]) * self.student.velocity(x, t[i], cond).float()
         fake = self.backbone.features(x, t[k], cond, self.game.heads.blocks[k])
         self.heads.requires_grad_(False)
-        generator = F.softplus(-self.heads(k, fake)).mean()
+        (logits,) = self.heads(k, fake, cond)  # of the one feature block
+        generator = F.softplus(-logits).mean()
         (trajectory + self.recipe.adv_weight * generator).backward()
         self.heads.requires_grad_(True)
 
         with torch.no_grad():
             real = self.backbone.features(l[k], t[k], cond, self.game.heads.blocks[k])
-        d_real, d_fake = self.heads(k, real), self.heads(k, [one.detach() for one in fake])
+        (d_real,), (d_fake,) = (
+            self.heads(k, features, cond) for features in (real, [one.detach() for one in fake])
+        )
         discriminator = F.softplus(-d_real).mean() + F.softplus(d_fake).mean()
         discriminator.backward()
 
