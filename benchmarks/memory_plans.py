@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from accvideo_core.conditioning import Condition  # noqa: E402
 from accvideo_core.distill.batch import KeyBatch  # noqa: E402
-from accvideo_core.distill.memory_plan import MemoryPlan, gigabytes, plan_memory  # noqa: E402
+from accvideo_core.distill.memory_plan import MemoryPlan, plan_memory  # noqa: E402
 from accvideo_core.distill.recipes import Recipe, preset  # noqa: E402
 from accvideo_core.distill.student import StudentInfo  # noqa: E402
 from accvideo_core.models import FAMILIES, VideoModel  # noqa: E402
@@ -34,6 +34,8 @@ from benchmarks.loading import native_shapes  # noqa: E402
 
 CUDA = torch.device("cuda")
 RECIPE = replace(preset("adversarial"), batch_size=32, accumulate=32)
+ALL = 10**6
+"""Blocks to swap: as many as there are."""
 SETTINGS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
     ("bf16", False, {}),
     ("bf16, checkpointing", False, {"gradient_checkpointing": True}),
@@ -51,10 +53,13 @@ SETTINGS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
     (
         "fp8, checkpointing, offloading, all blocks swapped",
         True,
-        {"gradient_checkpointing": True, "offload_activations": True, "swap_blocks": 60},
+        {"gradient_checkpointing": True, "offload_activations": True, "swap_blocks": ALL},
     ),
 )
 """(what it is called, whether the blocks' weights are fp8, changes of the recipe)."""
+
+
+COLUMNS = ("weights", "trained", "key states", "activations", "working", "peak", "main memory")
 
 
 def network(case: Case, fp8: bool) -> VideoModel:
@@ -107,18 +112,20 @@ def row(name: str, found: MemoryPlan) -> str:
     learnt = found.trained + found.heads + found.gradients + found.optimiser + found.average
     elsewhere = found.waiting + found.offloaded
     sizes = (found.weights, learnt, found.states, found.activations, found.working, found.peak)
-    cells = [gigabytes(size) for size in (*sizes, elsewhere)]
+    cells = [f"{size / 1e9:.1f}" for size in (*sizes, elsewhere)]
     return f"| {name} | {' | '.join(cells)} |"
 
 
 def main(_argv: Sequence[str] | None = None) -> None:
     for case in CASES:
-        print(f"\n{case.name}, {case.height} x {case.width} x {case.frames}\n")
-        print("| settings | weights | learnt | key states | activations | working | peak | host |")
+        print(f"\n{case.name}, {case.height} x {case.width} x {case.frames}, GB\n")
+        print(f"| settings | {' | '.join(COLUMNS)} |")
         print("| --- " * 8 + "|")
         for name, fp8, changes in SETTINGS:
             start = time.perf_counter()
-            found = plan(case, network(case, fp8), replace(RECIPE, **changes))
+            model, recipe = network(case, fp8), replace(RECIPE, **changes)
+            recipe = replace(recipe, swap_blocks=min(recipe.swap_blocks, model.num_blocks))
+            found = plan(case, model, recipe)
             print(row(name, found), flush=True)
             print(f"planned in {time.perf_counter() - start:.0f} s", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from ..errors import AccVideoError
 from ..models.swapping import SLOTS
 from ..models.video_model import VideoModel
 from .batch import KeyBatch
-from .memory import spread_blocks
+from .memory import check_savings, spread_blocks
 from .recipes import Recipe
 from .rehearsal import Rehearsal, tensor_bytes
 from .student import StudentInfo
@@ -106,6 +106,7 @@ def plan_memory(
     Raises:
         AccVideoError: the settings do not fit the network; `Unplannable` where it cannot be told.
     """
+    check_savings(recipe, teacher)
     there = teacher.device if device is None else device
     try:
         found = Rehearsal(teacher, info, recipe, batch, there)
