@@ -143,6 +143,14 @@ def test_plan_is_printed_before_training(
     assert "student after 1 updates" in said.out
 
 
+def test_plan_of_settings_that_no_run_could_have_is_refused(
+    terminal: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapping = ["--set", "swap_blocks=3", "--set", "gradient_checkpointing=true"]
+    assert main([*terminal, *swapping, "--plan", "cuda"]) == 2
+    assert "swap_blocks is 3, but the network has 2 blocks" in capsys.readouterr().err
+
+
 def test_plan_of_no_device_is_refused(
     terminal: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
