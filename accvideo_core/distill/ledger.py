@@ -189,5 +189,6 @@ class _FusedRmsNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         x, weight, _scale = ctx.saved_tensors
-        needed = weight is not None and ctx.needs_input_grad[1]
-        return torch.empty_like(x), torch.empty_like(weight) if needed else None
+        if weight is None or not ctx.needs_input_grad[1]:
+            return torch.empty_like(x), None
+        return torch.empty_like(x), torch.empty_like(weight)

@@ -65,7 +65,8 @@ def check_divisible(model: VideoModel, shape: Sequence[int], n: int) -> None:
             f"there is no plan to divide the tokens of {family.title or family.name} among "
             "processes; leave --sequence-parallel out"
         )
-    heads = model.expert(1.0).config.num_attention_heads  # type: ignore[union-attr]
+    config: Any = model.expert(1.0).config
+    heads: int = config.num_attention_heads
     _, frames, height, width = shape
     tokens = frames // spec.patch_t * (height // spec.patch) * (width // spec.patch)
     for what, number in (("attention heads", heads), ("tokens of a clip", tokens)):
