@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from accvideo_core.distill.trainer import distill  # noqa: E402
+from accvideo_core.models.packing import pack_weights  # noqa: E402
 from accvideo_core.trajectories.store import TrajectoryDataset  # noqa: E402
 from benchmarks.bench import Row, Seconds, compare, timed  # noqa: E402
 from benchmarks.fastgen_trainer import STEPS, FastGenTraining  # noqa: E402
@@ -63,8 +64,11 @@ class Work:
     fastgen: Path | None = None
 
 
-def ours(work: Work, **changes: Any) -> Seconds:
+def ours(work: Work, weights: str | None = None, **changes: Any) -> Seconds:
     """Mean seconds of an update of `distill` over one sweep, after its first update."""
+    model = make_model(work.case)
+    if weights is not None:
+        model = pack_weights(model, weights)
     recipe = make_recipe(work.case, **changes)
     recipe = replace(recipe, train_steps=recipe.student_steps + 2)
     marks: list[Seconds] = []
@@ -73,7 +77,7 @@ def ours(work: Work, **changes: Any) -> Seconds:
         marks.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory(dir=work.folder) as run:
-        distill(make_model(work.case), work.dataset, recipe, Path(run) / "run", monitor=mark)
+        distill(model, work.dataset, recipe, Path(run) / "run", monitor=mark)
     sweep = marks[: recipe.student_steps + 1]  # a checkpoint is written after the last update
     (wall, cpu), (first_wall, first_cpu) = sweep[-1], sweep[0]
     return (wall - first_wall) / recipe.student_steps, (cpu - first_cpu) / recipe.student_steps
@@ -115,7 +119,8 @@ def eq_6_7(work: Work, **changes: Any) -> Seconds:
 
 SIDES: dict[str, Callable[[Work], object]] = {
     "ours": ours,
-    "ours, recomputing activations": lambda work: ours(work, gradient_checkpointing=True),
+    "ours, recomputing": lambda work: ours(work, gradient_checkpointing=True),
+    "ours, recomputing, fp8": lambda work: ours(work, "fp8", gradient_checkpointing=True),
     "plain, 3 copies": lambda work: plain(work)(),
     "plain, 2 copies": lambda work: plain(work, copies=2)(),
     "FastGen KD": lambda work: fastgen(work, "kd")(),
@@ -162,14 +167,18 @@ def peak(side: str, work: Work) -> int:
 
 def bench_time(work: Work, repeats: int) -> list[Row]:
     """Seconds of an update, ours and the plain loop's."""
-    loop, limit = plain(work), TIME_LIMIT if work.case.name != "tiny" else NO_LIMIT
-    name = work.case.name
-    rows = [compare(f"{name}: update", limit, repeats, lambda: ours(work), loop)]
-    recomputed = SIDES["ours, recomputing activations"]
-    rows.append(
-        compare(f"{name}: recomputing", NO_LIMIT, repeats, lambda: recomputed(work), loop)  # type: ignore[arg-type, return-value]
-    )
-    return rows
+    loop, name = plain(work), work.case.name
+    limit = NO_LIMIT if name == "tiny" else TIME_LIMIT
+    return [
+        compare(f"{name}: ours / plain", limit, repeats, lambda: ours(work), loop),
+        compare(
+            f"{name}: ours, recomputing / plain",
+            NO_LIMIT,
+            repeats,
+            lambda: ours(work, gradient_checkpointing=True),
+            loop,
+        ),
+    ]
 
 
 def bench_fastgen_time(work: Work, repeats: int) -> list[Row]:
@@ -178,7 +187,8 @@ def bench_fastgen_time(work: Work, repeats: int) -> list[Row]:
     for method, side in (("kd", eq_6), ("ladd", eq_6_7)):
         theirs = fastgen(work, method)
         for name, changes in (("all weights", {"lora": None}), ("LoRA", {})):
-            label = f"{work.case.name}: {method.upper()}, {name}"
+            what = {"kd": "Eq. 6", "ladd": "Eq. 6 + 7"}[method]
+            label = f"{work.case.name}: ours, {what}, {name} / FastGen {method.upper()}"
             rows.append(
                 compare(label, NO_LIMIT, repeats, lambda s=side, c=changes: s(work, **c), theirs)
             )
@@ -204,7 +214,8 @@ def bench_memory(work: Work, pairs: list[tuple[str, str]]) -> list[Row]:
 PLAIN = [
     ("ours", "plain, 3 copies"),
     ("ours", "plain, 2 copies"),
-    ("ours, recomputing activations", "plain, 3 copies"),
+    ("ours, recomputing", "plain, 3 copies"),
+    ("ours, recomputing, fp8", "plain, 3 copies"),
 ]
 FASTGEN = [
     ("ours, Eq. 6, all weights", "FastGen KD"),
@@ -249,17 +260,22 @@ def main() -> int:
     parser.add_argument("--case", action="append", choices=CASES, help="(weights, activations)")
     parser.add_argument("--small", action="store_true", help="a tiny network alone")
     parser.add_argument("--gpu", action="store_true", help="13B and 14B shapes on a GPU instead")
-    parser.add_argument("--repeats", type=int, default=7, help="pairs per ratio of times (7)")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs per ratio of times (5)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench_trainer.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.gpu:
+        from benchmarks.gpu_trainer import main as gpu
+
+        return gpu([])
     if options.child:
         print(child(options.child, CASES[options.case[0]], options.data, options.fastgen))
         return 0
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    print(f"{'':60}{'ours':>10}{'theirs':>10}{'ratio':>8}{'(CPU)':>8}{'limit':>7}", flush=True)
+    names = f"{'ours':>10}{'theirs':>10}{'ratio':>8}{'(CPU)':>8}{'limit':>7}"
+    print(f"{'memory in MB, time in seconds an update':60}{names}", flush=True)
     rows = []
     for name in ["tiny"] if options.small else options.case or ["weights", "activations"]:
         with tempfile.TemporaryDirectory(prefix="trainer-") as folder:

@@ -51,7 +51,7 @@ CASES = {
     # Many weights and few tokens, as with 13B on one card with checkpointing: weights dominate.
     "weights": Case("weights", 8, 64, 2048, 12, frames=5, pixels=64, batch=1, rank=16),
     # Few weights and many tokens: what autograd keeps dominates.
-    "activations": Case("activations", 4, 32, 256, 6, frames=17, pixels=128, batch=4, rank=16),
+    "activations": Case("activations", 4, 32, 256, 4, frames=9, pixels=96, batch=4, rank=16),
     # Shows that everything works, and no more.
     "tiny": Case("tiny", 2, 12, 40, 3, frames=5, pixels=32, batch=2, rank=4),
 }
