@@ -23,6 +23,7 @@ from accvideo_core.distill.checkpoint import load_checkpoint
 from accvideo_core.distill.memory import checkpointed
 from accvideo_core.distill.metrics import read_metrics
 from accvideo_core.distill.optimiser import Role
+from accvideo_core.distill.ranks import ALONE
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.student import LoraSpec, Student
 from accvideo_core.distill.trainer import TrainResult, _info, _Run, distill
@@ -70,7 +71,7 @@ def prepared(
     with torch.no_grad():
         for p in student.trainable().values():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return _Run(student, teacher, states, recipe, folder, None)
+    return _Run(student, teacher, states, recipe, folder, None, ALONE, None)
 
 
 # Gradients -----------------------------------------------------------------------------------
