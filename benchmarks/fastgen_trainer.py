@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from accvideo_core.models import VideoModel
+from accvideo_core.models.wan import TEXT_TOKENS
 from benchmarks.training_cases import Samples
 
 STEPS = 4
@@ -74,7 +76,8 @@ class FastGenTraining:
     def data(self) -> dict[str, Tensor]:
         """A batch as FastGen's loaders give it; the path is [B, m, C, T, H, W] from noise on."""
         batch = self.samples.draw(self.size)
-        text = batch.cond.text
+        # FastGen's own encoder fills texts up as ours does, which its network leaves to the caller.
+        text = F.pad(batch.cond.text, (0, 0, 0, TEXT_TOKENS - batch.cond.text.shape[1]))
         return {
             "real": batch.latents[0],
             "path": batch.latents[1:].flip(0).transpose(0, 1).contiguous(),

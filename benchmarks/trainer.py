@@ -239,7 +239,7 @@ def bench(case: Case, options: argparse.Namespace, folder: Path) -> list[Row]:
     model = make_model(case)
     weights = sum(p.numel() for p in model.module.parameters())
     print(f"{case.name}: {weights / 1e6:.1f} M weights ({weights * 4 / 1e6:.0f} MB), "
-          f"{case.tokens} tokens a batch", flush=True)  # fmt: skip
+          f"{case.tokens} video tokens a batch", flush=True)  # fmt: skip
     work = Work(case, make_dataset(case, model, folder / "data"), folder, options.fastgen)
     del model
     benches = [lambda: bench_memory(work, PLAIN), lambda: bench_time(work, options.repeats)]
