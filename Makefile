@@ -3,6 +3,7 @@
 # COMFYUI_PATH=~/ComfyUI   your own ComfyUI server instead of the tested one
 # PORT=8188                where `make comfyui` listens
 # TESTS="tests/unit -k x"  what `make test` runs
+# WORKERS=2                in how many processes
 
 CANDIDATES := python3.12 python3.11 python3.10 python3.13 python3
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
@@ -11,6 +12,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 PORT ?= 8188
 TESTS ?= tests
+WORKERS ?= 2
 STAMPS := .venv/stamps
 SERVER := $(STAMPS)/server$(if $(COMFYUI_PATH),-own)
 
@@ -21,7 +23,7 @@ demo: setup
 	@$(PY) -m scripts.demo
 
 test: setup lint
-	@$(PY) -m pytest -c tests/pytest.ini $(TESTS)
+	@$(PY) -m pytest -c tests/pytest.ini -n $(WORKERS) --dist loadgroup $(TESTS)
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -68,13 +68,15 @@ def resident(server: ComfyServer) -> float:
     return int(line.split()[1]) / 1024
 
 
-def freed(server: ComfyServer) -> float:
-    """What the server holds once it was asked to let go of models and results."""
+def freed(server: ComfyServer, enough: float = 0.0, seconds: float = 5.0) -> float:
+    """What the server holds at least in the `seconds` after it was asked to let go of models and
+    results; less time once it holds less than `enough`.
+    """
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     request = urllib.request.Request(f"{server.url}/free", body, method="POST")
     urllib.request.urlopen(request, timeout=10).close()
-    lowest = resident(server)
-    for _ in range(20):
+    lowest, end = resident(server), time.monotonic() + seconds
+    while lowest >= enough and time.monotonic() < end:
         time.sleep(0.25)
         lowest = min(lowest, resident(server))
     return lowest
@@ -112,6 +114,6 @@ def test_memory_returns_to_its_starting_level(
     before = freed(comfy_server)
     use(client, big)
     during = resident(comfy_server)
-    after = freed(comfy_server)
+    after = freed(comfy_server, enough=before + SLACK, seconds=60)  # a busy machine takes longer
     assert during > before + 3 * SLACK, "the checkpoint is not to be seen: the test shows nothing"
     assert after < before + SLACK
