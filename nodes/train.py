@@ -256,7 +256,7 @@ def _waiting(model: VideoModel, recipe: Recipe) -> list[nn.Module]:
     """The blocks whose weights wait in main memory while the recipe is trained."""
     if not recipe.swap_blocks:
         return []
-    from ..accvideo_core.distill.memory import spread_blocks
+    from ..accvideo_core.models.swapping import spread_blocks
 
     return spread_blocks(model, recipe.swap_blocks)
 

@@ -25,10 +25,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..errors import AccVideoError
+from ..models.compiling import Backend, compiled_blocks, replaced_forward
 from ..models.experts import networks_of
 from ..models.lora import shared_copy
-from ..models.quantised import PackedLinear
-from ..models.swapping import Transfer, spread, swapped_blocks, transfer_to
+from ..models.swapping import Transfer, spread_blocks, swapped_blocks, transfer_to
 from ..models.video_model import VideoModel
 from .optimiser import optimizer_of
 from .recipes import Recipe
@@ -36,11 +36,6 @@ from .student import Student
 
 OFFLOADED_BYTES = 2**20
 """Smaller tensors are not worth the way to main memory."""
-VARIANTS = 64
-"""Versions of a block that are compiled: student and teacher, with and without gradients, sizes."""
-
-Backend = str | Callable[..., Any]
-"""Of torch.compile."""
 
 
 def check_savings(recipe: Recipe, teacher: VideoModel, backend: Backend = "inductor") -> None:
@@ -135,42 +130,6 @@ def offloaded_activations(model: VideoModel, least: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def compiled_blocks(model: VideoModel, backend: Backend = "inductor") -> Iterator[None]:
-    """Inside, the blocks run compiled; what is compiled for one block serves all of its kind.
-
-    Only a block's `forward` is compiled, so that hooks on it, such as those that take features or
-    bring swapped weights, run outside.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(torch._dynamo.config.patch(cache_size_limit=VARIANTS))
-        for block in _blocks(model):
-            for layer in block.modules():
-                if isinstance(layer, PackedLinear):
-                    # Compiled, autograd would keep the unpacked weight for the backward pass.
-                    plain = torch.compiler.disable(layer.forward)
-                    stack.enter_context(replaced_forward(layer, plain))
-            fast = torch.compile(block.forward, backend=backend)
-            stack.enter_context(replaced_forward(block, fast))
-        yield
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `module` computes with `forward`."""
-    had = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if module.__dict__.get("forward") is not forward:
-            pass  # sharded meanwhile, which goes on around what this put there
-        elif had is None:
-            del module.forward
-        else:
-            module.forward = had
-
-
 @dataclass(eq=False)
 class _Away:
     """A piece of memory's copy in main memory, for as long as something of it is kept."""
@@ -231,21 +190,3 @@ class _Offload:
         # Compiled code relies on the strides, too.
         x = torch.empty_strided(kept.shape, kept.stride, dtype=away.copy.dtype, device=away.device)
         return x.copy_(away.copy.view(kept.shape), non_blocking=True)
-
-
-def _blocks(model: VideoModel) -> list[nn.Module]:
-    """The blocks of all networks of a model, in order."""
-    return [
-        block
-        for network in networks_of(model.module).values()
-        for block in model.family.blocks(network)
-    ]
-
-
-def spread_blocks(model: VideoModel, count: int) -> list[nn.Module]:
-    """The `count` blocks of each network that are swapped, in order."""
-    return [
-        model.family.blocks(network)[index]
-        for network in networks_of(model.module).values()
-        for index in spread(model.num_blocks, count)
-    ]

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import AccVideoError
-from ..models.swapping import SLOTS
+from ..models.swapping import SLOTS, spread_blocks
 from ..models.video_model import VideoModel
 from .batch import KeyBatch
-from .memory import check_savings, spread_blocks
+from .memory import check_savings
 from .recipes import Recipe
 from .rehearsal import Rehearsal, tensor_bytes
 from .student import StudentInfo

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..conditioning import Condition
+from ..models.compiling import replaced_forward
 from ..models.experts import networks_of
 from ..models.video_model import VideoModel
 from .adversarial import CALIBRATION_SAMPLES, build_adversarial
 from .batch import KeyBatch
 from .ledger import Ledger, fused_kernels
-from .memory import OFFLOADED_BYTES, replaced_forward, savings
+from .memory import OFFLOADED_BYTES, savings
 from .objective import Objective, Terms
 from .recipes import Recipe
 from .student import Student, StudentInfo

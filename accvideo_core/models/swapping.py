@@ -23,6 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .experts import networks_of
+from .video_model import VideoModel
+
 SLOTS = 2
 """Swapped blocks that are on the device at a time."""
 _ALIGNMENT = 256
@@ -99,6 +102,15 @@ def transfer_to(device: torch.device) -> Transfer:
 def spread(blocks: int, count: int) -> list[int]:
     """Which `count` of `blocks` blocks are swapped: one in the middle of every equal part."""
     return [(2 * i + 1) * blocks // (2 * count) for i in range(count)]
+
+
+def spread_blocks(model: VideoModel, count: int) -> list[nn.Module]:
+    """The `count` blocks of each network that are swapped, in order."""
+    return [
+        model.family.blocks(network)[index]
+        for network in networks_of(model.module).values()
+        for index in spread(model.num_blocks, count)
+    ]
 
 
 @contextmanager
