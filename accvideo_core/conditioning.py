@@ -75,11 +75,26 @@ class Condition:
 
     def trim(self) -> Condition:
         """Without the text tokens that no sample uses (exact: masked tokens have no influence)."""
-        if self.mask is None:
+        length, _ = self._lengths()
+        if self.mask is None or length == self.text.shape[1]:
             return self
-        length = max(1, int(self.mask.sum(dim=1).max()))
         changed = {**self.tensors(), "text": self.text[:, :length], "mask": self.mask[:, :length]}
         return Condition(**changed)
+
+    def unmasked(self) -> Condition:
+        """Trimmed; and without a mask that masks nothing, which keeps fast attention away."""
+        length, shortest = self._lengths()
+        if self.mask is None or shortest < length:
+            return self.trim()
+        trimmed = {**self.tensors(), "text": self.text[:, :length]}
+        return Condition(**{name: x for name, x in trimmed.items() if name != "mask"})
+
+    def _lengths(self) -> tuple[int, int]:
+        """Text tokens of the longest (at least 1) and the shortest sample; waits for the device."""
+        if self.mask is None:
+            return self.text.shape[1], self.text.shape[1]
+        lengths = self.mask.sum(dim=1).tolist()
+        return max(1, *lengths), min(lengths)
 
     def with_guidance(self, scale: float | None) -> Condition:
         """The same with the embedded guidance of every sample set to `scale` (None leaves it)."""

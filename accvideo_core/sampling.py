@@ -6,16 +6,17 @@ Shapes: B batch, C channels, T latent frames, H, W latent size. Everything in mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .conditioning import Condition, Prompt
 from .errors import AccVideoError
-from .flow import predict_x0, validate_times
+from .flow import Velocity, predict_x0, validate_times
 from .latents import LatentSpec, seeded_noise
 from .monitor import Monitor, Progress, silent
 from .solvers import solver_named
@@ -25,6 +26,16 @@ class HasVelocity(Protocol):
     """A VideoModel, a Student, or anything else that points from noise to data."""
 
     def velocity(self, x_t: Tensor, t: float | Tensor, cond: Condition, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """One that does once what does not change from step to step, as the core's own do."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def asking(self, cond: Condition, /) -> AbstractContextManager[Velocity]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,7 @@ def sample(
         Model-space latents [B, C, T, H, W], float32 (float64 for float64 noise), where `noise` is.
     """
     grid = validate_times(times)
-    states = solver_named(solver)
+    solve = solver_named(solver)
     condition = _check(condition, noise)
     size = batch_size or len(noise)
     if size < 1:
@@ -81,15 +92,19 @@ def sample(
     parts = []
     # Plain tensors come out even inside inference mode, so that training may use them.
     with torch.inference_mode(False), torch.no_grad():
-        x_1 = grid[0] * noise.to(torch.promote_types(noise.dtype, torch.float32))
+        # In the loop nothing is copied to or from the device, and nothing waits for it.
+        device = model.device if isinstance(model, Asked) else noise.device
+        x_1 = noise.to(device, torch.promote_types(noise.dtype, torch.float32)) * grid[0]
         for number, start in enumerate(starts):
             rows = slice(start, start + size)
-            asked = _Asked(model, condition.select(rows))
-            solution = states(asked.velocity, x_1[rows], grid, seed)
-            x = next(solution)
-            for step, state in enumerate(solution, start=number * steps + 1):
-                x = state
-                monitor(Progress("sample", step, len(starts) * steps, preview=asked.preview()))
+            with _asking(model, condition.select(rows)) as velocity:
+                last = _Last(velocity)
+                solution = solve(last.velocity, x_1[rows], grid, seed)
+                x = next(solution)
+                for step, state in enumerate(solution, start=number * steps + 1):
+                    x = state
+                    progress = Progress("sample", step, len(starts) * steps, preview=last.preview())
+                    monitor(progress)
             parts.append(x)
         result = torch.cat(parts)
     if not torch.isfinite(result).all():
@@ -97,18 +112,23 @@ def sample(
             "sampling gave NaN or infinite latents; use float32 or bfloat16 weights, or an earlier "
             "checkpoint of this student"
         )
-    return result
+    return result.to(noise.device)
 
 
-class _Asked:
-    """A model's velocity for a condition, which remembers its last answer for the preview."""
+def _asking(model: HasVelocity, condition: Condition) -> AbstractContextManager[Velocity]:
+    if isinstance(model, Asked):
+        return model.asking(condition)
+    return nullcontext(lambda x_t, t: model.velocity(x_t, t, condition))
 
-    def __init__(self, model: HasVelocity, condition: Condition) -> None:
-        self._model = model
-        self._condition = condition
+
+class _Last:
+    """A velocity that remembers its last answer, for the preview."""
+
+    def __init__(self, velocity: Velocity) -> None:
+        self._velocity = velocity
 
     def velocity(self, x_t: Tensor, t: float) -> Tensor:
-        v = self._model.velocity(x_t, t, self._condition)
+        v = self._velocity(x_t, t)
         self._last = (x_t, v, t)
         return v
 

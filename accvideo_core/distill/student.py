@@ -17,6 +17,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from ..conditioning import Condition
 from ..errors import AccVideoError
-from ..flow import Times, validate_times
+from ..flow import Times, Velocity, validate_times
 from ..latents import LatentSpec, key_generator
 from ..models.lora import shared_copy
 from ..models.quantised import trainable_in_full
@@ -166,9 +167,17 @@ class Student:
     def key_times(self) -> Times:
         return self.info.key_times
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
     def velocity(self, x_t: Tensor, t: float | Tensor, cond: Condition) -> Tensor:
         """v at (x_t [B, C, T, H, W], t), as `VideoModel.velocity`."""
         return self.model.velocity(x_t, t, cond)
+
+    def asking(self, cond: Condition) -> AbstractContextManager[Velocity]:
+        """(x_t, t) -> v for one condition, as `VideoModel.asking`."""
+        return self.model.asking(cond)
 
     def as_teacher(self) -> VideoModel:
         """The frozen teacher network; shares its weights with a LoRA student."""

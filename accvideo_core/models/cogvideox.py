@@ -26,6 +26,7 @@ from ..flow import Times, expand_time, flow_from_vp_v, vp_levels
 from ..guidance import Cfg
 from ..latents import LatentSpec
 from .keys.cogvideox import key_table
+from .steady import once
 from .video_model import Family
 
 TRAIN_STEPS = 1000
@@ -62,15 +63,24 @@ def grid(steps: int, shift: float) -> Times:
     return (*(float(times[i]) for i in indices), 0.0)
 
 
-def network_time(t: Tensor, shift: float) -> Tensor:
-    """Flow times [B] float32 -> the network's step, fractional between two of its 1000 [B].
+def network_time(t: Tensor, times: Tensor) -> Tensor:
+    """Flow times [B] float32 -> the network's step, fractional between two of its `vp_times` [B].
 
     A time of the table gives its own integer exactly, because the table is rounded as `t` is.
     """
-    times = vp_times(shift).to(t.dtype).to(t.device)  # not every device has float64
+    times = _like(times, t)
     below = (torch.searchsorted(times, t.contiguous(), right=True) - 1).clamp(0, TRAIN_STEPS - 2)
     fraction = (t - times[below]) / (times[below + 1] - times[below])
     return below + fraction.clamp(0, 1)
+
+
+def _like(times: Tensor, t: Tensor) -> Tensor:
+    return times.to(t.dtype).to(t.device)  # not every device has float64
+
+
+def _network_times(_module: Any, shift: float, t: Tensor) -> Tensor:
+    """`vp_times` as numbers like `t`, where `t` is."""
+    return _like(vp_times(shift), t)
 
 
 def to_sigma(t: float) -> float:
@@ -107,18 +117,19 @@ def _forward(shift: float, module: Any, x_t: Tensor, t: Tensor, cond: Condition)
     v = module(
         hidden_states=x.transpose(1, 2),
         encoder_hidden_states=cond.text,
-        timestep=network_time(t, shift),
-        image_rotary_emb=_rotary(module.config, x_t),
+        timestep=network_time(t, once(module, _network_times, shift, t)),
+        image_rotary_emb=once(module, _rotary, x_t),
         return_dict=False,
     )[0]
     return flow_from_vp_v(x_t, v.transpose(1, 2), t).to(x_t.dtype)
 
 
-def _rotary(config: Any, x_t: Tensor) -> Any:
+def _rotary(module: Any, x_t: Tensor) -> Any:
     """Rotary embeddings (cos, sin) of the tokens of `x_t`, or None for a network with sinusoids.
 
     Without time patches, positions are stretched over the trained size; with them, they count.
     """
+    config = module.config
     if not config.use_rotary_positional_embeddings:
         return None
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -228,6 +239,8 @@ def _family(
         blocks=_blocks,
         tail=_tail,
         tokens=_tokens,
+        tables=("patch_embed._get_positional_embeddings",),
+        texts=("patch_embed.text_proj",),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
         key_table=key_table,
         encode=_encode,

@@ -44,7 +44,7 @@ def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         )
     guidance = None
     if module.config.guidance_embeds:
-        scale = cond.guidance if cond.guidance is not None else torch.tensor(GUIDANCE)
+        scale = torch.full_like(t, GUIDANCE) if cond.guidance is None else cond.guidance
         guidance = scale.to(t).expand_as(t) * TIMESTEPS
     return module(
         hidden_states=x_t,
@@ -121,6 +121,8 @@ HUNYUAN_VIDEO = Family(
     blocks=_blocks,
     tail=_tail,
     tokens=_tokens,
+    tables=("rope",),
+    texts=("time_text_embed.text_embedder",),
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

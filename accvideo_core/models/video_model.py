@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 
 from ..conditioning import Condition
 from ..errors import AccVideoError
-from ..flow import Times, time_grid
+from ..flow import Times, Velocity, time_grid
 from ..guidance import Cfg
 from ..latents import LatentSpec
 from .context_parallel import SequencePlan
 from .experts import Experts
 from .quantised import packed_weights
+from .steady import steady
 
 if TYPE_CHECKING:
     from .keys.table import KeyTable
@@ -37,8 +40,8 @@ def _nothing(*_args: Any) -> Any:
     return None
 
 
-def _same(t: float) -> float:
-    return t
+def _same(x: Any) -> Any:
+    return x
 
 
 def _any_config(_config: Mapping[str, Any]) -> bool:
@@ -102,6 +105,13 @@ class Family:
     """The module that runs right after the last block."""
     tokens: Callable[[nn.Module, Any, tuple[int, ...]], Tensor]
     """(module, a block's output, shape of x_t) -> [B, T, h, w, D]."""
+    fill: Callable[[Condition], Condition] = _same
+    """A condition -> with the text filled up as `forward` would fill it up each time."""
+    tables: tuple[str, ...] = ()
+    """Submodules and methods of the network whose result follows from the sizes of what they are
+    given (rotary tables): the same in every step of one sampling."""
+    texts: tuple[str, ...] = ()
+    """Those whose result follows from the condition alone (projections of the text)."""
     lora_targets: tuple[str, ...]
     """Names (suffixes) of the linear layers that adapters go on."""
     key_table: Callable[[Mapping[str, Any]], KeyTable] = _nothing
@@ -169,11 +179,14 @@ class VideoModel:
         """
         module = self.expert(1.0)
         kept: Sequence[str] = getattr(module, "_keep_in_fp32_modules", None) or ()
-        named = {n: p for n, p in module.named_parameters() if p.dtype in COMPUTE_DTYPES}
-        return next(
-            (p.dtype for n, p in named.items() if not any(part in n for part in kept)),
-            next(iter(named.values())).dtype,
-        )
+        first = None
+        for name, p in module.named_parameters():
+            if p.dtype in COMPUTE_DTYPES:
+                first = first or p.dtype
+                if not any(part in name for part in kept):
+                    return p.dtype
+        assert first is not None
+        return first
 
     @property
     def num_blocks(self) -> int:
@@ -194,12 +207,40 @@ class VideoModel:
         times = self._times(t, x_t)
         groups = self._by_expert(t, times)
         if len(groups) == 1:
-            return self._ask(groups[0][0], x_t, times, cond)
+            return self._ask(groups[0][0], x_t, times, self.prepared(cond))
         v = torch.empty_like(x_t, dtype=self.dtype)
         for expert, rows in groups:
-            part = self._ask(expert, x_t[rows], times[rows], cond.select(rows.tolist()))
-            v = v.index_copy(0, rows.to(v.device), part)
+            some = self.prepared(cond.select(rows.tolist()))
+            v = v.index_copy(0, rows.to(v.device), self._ask(expert, x_t[rows], times[rows], some))
         return v
+
+    def prepared(self, cond: Condition) -> Condition:
+        """`cond` as the network takes it, for `answer`; what is ready already is not made again."""
+        ready = self.family.fill(cond.unmasked().to(self.device, self.dtype))
+        # What ComfyUI made in inference mode could change without a trace.
+        plain = {n: x.clone() if x.is_inference() else x for n, x in ready.tensors().items()}
+        return Condition(**plain)
+
+    def answer(self, x_t: Tensor, t: float, ready: Condition) -> Tensor:
+        """v at (x_t [B, C, T, H, W], t) of a `prepared` condition, as `velocity`.
+
+        What follows from the condition alone is not done again, and no device is waited for.
+        """
+        times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
+        return self._ask(self.expert(t), x_t, times, ready)
+
+    @contextmanager
+    def asking(self, cond: Condition) -> Iterator[Velocity]:
+        """(x_t, t) -> v for one condition, as `velocity` gives it: what to sample with.
+
+        Inside, everything that does not change from step to step is done once.
+        """
+        with self.steady():
+            yield partial(self.answer, ready=self.prepared(cond))
+
+    def steady(self) -> AbstractContextManager[None]:
+        """Inside, what the networks compute alike in every step is computed once."""
+        return steady(self)
 
     def features(
         self, x_t: Tensor, t: float | Tensor, cond: Condition, blocks: Sequence[int]
@@ -265,9 +306,8 @@ class VideoModel:
             self._fingerprint = weight_fingerprint(self.module)
         return self._fingerprint
 
-    def _ask(self, expert: nn.Module, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
-        moved = cond.trim().to(self.device, self.dtype)
-        v = self.family.forward(expert, x_t.to(self.device, self.dtype), times, moved)
+    def _ask(self, expert: nn.Module, x_t: Tensor, times: Tensor, ready: Condition) -> Tensor:
+        v = self.family.forward(expert, x_t.to(self.device, self.dtype), times, ready)
         return v.to(x_t.device)
 
     def _by_expert(self, t: float | Tensor, times: Tensor) -> list[tuple[nn.Module, Tensor]]:
@@ -282,7 +322,9 @@ class VideoModel:
         return [(expert, rows.nonzero().flatten()) for expert, rows in parts if rows.any()]
 
     def _times(self, t: float | Tensor, x_t: Tensor) -> Tensor:
-        times = torch.as_tensor(t, dtype=torch.float32, device=self.device)
+        if not isinstance(t, Tensor):  # copying a number to a device would wait for it
+            return torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
+        times = t.to(self.device, torch.float32)
         return times.expand(x_t.shape[0]) if times.dim() == 0 else times
 
 

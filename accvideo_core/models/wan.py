@@ -88,20 +88,31 @@ def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
             f"the prompt's text is {cond.text.shape[-1]} wide, but this Wan network takes "
             f"{config.text_dim}; encode it with UMT5-XXL (a CLIPLoader of type wan)"
         )
-    text = cond.text.masked_fill(~cond.full_mask().unsqueeze(-1), 0)
     sinusoids = module.condition_embedder.timesteps_proj
     handle = sinusoids.register_forward_hook(_exact_sinusoids)
     try:
         return module(
             hidden_states=x_t,
             timestep=t * TIMESTEPS,
-            # Longer texts are cut, as the release's tokenizer cuts them.
-            encoder_hidden_states=nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1])),
+            encoder_hidden_states=_filled(cond).text,
             encoder_hidden_states_image=None if config.image_dim is None else cond.image_tokens,
             return_dict=False,
         )[0]
     finally:
         handle.remove()
+
+
+def _filled(cond: Condition) -> Condition:
+    """With the rows of zeros that the network attends to; a condition that has them is the same.
+
+    Longer texts are cut, as the release's tokenizer cuts them.
+    """
+    if cond.mask is None and cond.text.shape[1] == TEXT_TOKENS:
+        return cond
+    text = cond.text.masked_fill(~cond.full_mask().unsqueeze(-1), 0)
+    text = nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1]))
+    others = {name: x for name, x in cond.tensors().items() if name != "mask"}
+    return Condition(**{**others, "text": text})
 
 
 def _forward_i2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -311,6 +322,9 @@ WAN_T2V = Family(
     blocks=_blocks,
     tail=_tail,
     tokens=_tokens,
+    fill=_filled,
+    tables=("rope",),
+    texts=("condition_embedder.text_embedder", "condition_embedder.image_embedder"),
     lora_targets=_TARGETS,
     key_table=key_table,
     sequence=context_parallel.WAN,

@@ -236,7 +236,8 @@ class Recorder:
         if negative is None and info.negative:
             negative = dataset.prompt(info.negative)
         self.dataset = dataset
-        self._asked = guided(model, negative, info.cfg)
+        # In one batch or in turn gives other bytes, which the memory at hand must not decide.
+        self._asked = guided(model, negative, info.cfg, batched="in turn")
         self._writer = Writer()
 
     @torch.no_grad()

@@ -52,28 +52,29 @@ def rollout(
     cond = Condition.cat([p.condition for p in prompts]).to(model.device, model.dtype)
     noise = torch.stack([seeded_noise(info.shape, info.seed, p.id, sample) for p in prompts])
     latest: list[Any] = []
-
-    def velocity(x_t: Tensor, t: float) -> Tensor:
-        v = model.velocity(x_t, t, cond)
-        latest[:] = x_t, v, t
-        return v
-
     need = set(range(len(prompts)) if wanted is None else wanted)
     kept: list[Tensor] = []
     errors: list[Tensor] = []
     broken: dict[int, str] = {}
-    for i, x_t in enumerate(euler_states(velocity, noise.to(model.device), info.time_grid)):
-        _note(broken, x_t, prompts, i, "lower the guidance or run the teacher in float32")
-        if i in info.kept:
-            dtype = DTYPES[info.dtype]
-            kept.append(x_t.to(dtype).cpu())
-            errors.append(rounding_error(x_t, dtype).cpu())
-            remedy = f"store in bfloat16 instead of {info.dtype}"
-            _note(broken, kept[-1], prompts, i, remedy)
-        if i > 0:
-            report(i, partial(predict_x0, *latest))
-        if need <= broken.keys():
-            break
+    with model.asking(cond) as ask:
+
+        def velocity(x_t: Tensor, t: float) -> Tensor:
+            v = ask(x_t, t)
+            latest[:] = x_t, v, t
+            return v
+
+        for i, x_t in enumerate(euler_states(velocity, noise.to(model.device), info.time_grid)):
+            _note(broken, x_t, prompts, i, "lower the guidance or run the teacher in float32")
+            if i in info.kept:
+                dtype = DTYPES[info.dtype]
+                kept.append(x_t.to(dtype).cpu())
+                errors.append(rounding_error(x_t, dtype).cpu())
+                remedy = f"store in bfloat16 instead of {info.dtype}"
+                _note(broken, kept[-1], prompts, i, remedy)
+            if i > 0:
+                report(i, partial(predict_x0, *latest))
+            if need <= broken.keys():
+                break
     rounding = torch.stack(errors).square().mean(dim=0).sqrt().tolist()
     return Rollout(torch.stack(kept, dim=1), rounding, broken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -45,15 +46,15 @@ def test_official_grid_asks_the_network_at_the_official_timesteps(name: str, ste
     scheduler.set_timesteps(steps)
     assert times[0] == 1.0 and times[-1] == 0.0 and len(times) == steps + 1
     assert all(a > b for a, b in zip(times, times[1:], strict=False))
-    asked = network_time(torch.tensor(times[:-1]), FAMILIES[name].shift)
+    asked = network_time(torch.tensor(times[:-1]), vp_times(FAMILIES[name].shift))
     assert asked.tolist() == scheduler.timesteps[:steps].tolist()  # the very integers
 
 
 def test_between_its_steps_the_network_is_asked_at_a_fraction():
     times = vp_times(3.0).float()
-    middle = network_time((times[:-1] + times[1:]) / 2, 3.0)
+    middle = network_time((times[:-1] + times[1:]) / 2, vp_times(3.0))
     assert torch.allclose(middle, torch.arange(999) + 0.5, atol=1e-2)
-    dense = network_time(torch.linspace(0, 1, 4001), 3.0)
+    dense = network_time(torch.linspace(0, 1, 4001), vp_times(3.0))
     assert (dense.diff() >= 0).all() and dense[0] == 0 and dense[-1] == 999
 
 
@@ -76,7 +77,7 @@ def test_euler_in_flow_coordinates_is_ddim(name: str, steps: int):
     def velocity(x_t: torch.Tensor, t: float) -> torch.Tensor:
         times = torch.full((len(x_t),), t, dtype=torch.float64)
         alpha, s = vp_levels(times)
-        index = network_time(times.float(), FAMILIES[name].shift)
+        index = network_time(times.float(), vp_times(FAMILIES[name].shift))
         v = network((alpha + s)[:, None] * x_t, float(index[0]))
         return flow_from_vp_v(x_t, v, times)
 
@@ -135,7 +136,8 @@ def test_positions_are_the_pipelines_at_the_releases_sizes(name: str, latent_siz
         use_rotary_positional_embeddings=True,
     )
     x_t = torch.empty(1, 16, 6, *latent_size)
-    ours, theirs = _rotary(config, x_t), pipeline_rotary(SimpleNamespace(config=config), x_t)
+    module: Any = SimpleNamespace(config=config)
+    ours, theirs = _rotary(module, x_t), pipeline_rotary(module, x_t)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
 

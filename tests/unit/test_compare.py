@@ -127,7 +127,7 @@ def test_the_batch_size_changes_no_figure(random_classifier):
 
 def test_diversity_is_that_of_the_noise_and_zero_for_a_collapsed_model():
     class Collapsed(VideoModel):
-        def velocity(self, x_t, t, cond):
+        def answer(self, x_t, t, ready):
             return x_t / t  # straight to zero
 
     collapsed = Collapsed(flow_model().module, ANALYTIC, flow_model().latent_spec)

@@ -61,8 +61,8 @@ def test_negative_takes_over_the_images_and_the_embedded_guidance_of_the_prompt(
     seen: list[Condition] = []
 
     class Recorder(VideoModel):
-        def velocity(self, x_t, t, cond):
-            seen.append(cond)
+        def answer(self, x_t, t, ready):
+            seen.append(ready)
             return x_t
 
     model = Recorder(torch.nn.Linear(1, 1), ANALYTIC, SPEC)
