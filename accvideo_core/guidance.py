@@ -116,8 +116,8 @@ class _Both:
     def __init__(
         self, model: VideoModel, cond: Condition, negative: Condition, batched: str
     ) -> None:
-        self.model = model
-        self.positive, self.negative = model.prepared(cond), model.prepared(negative)
+        self.model, self.parts = model, (cond, negative)
+        self.positive, self.negative = (model.prepared(part) for part in self.parts)
         self.joined: Condition | None = None
         if batched == "batched":
             self.join()
@@ -131,7 +131,7 @@ class _Both:
         )
 
     def join(self) -> None:
-        self.joined = self.model.prepared(Condition.cat([self.positive, self.negative]))
+        self.joined = self.model.prepared(Condition.cat(self.parts))
 
     def answers(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """v of the prompt and v of its negative."""

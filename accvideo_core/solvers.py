@@ -41,7 +41,7 @@ def renoise_states(
     """
     grid = validate_times(times)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    marks = [hashlib.sha256(row.float().cpu().numpy().tobytes()).hexdigest() for row in x]
+    marks = _marks(x)
     yield x
     for step, (t, t_next) in enumerate(pairwise(grid)):
         x = predict_x0(x, velocity(x, t).to(x.dtype), t)
@@ -49,6 +49,11 @@ def renoise_states(
             eps = [seeded_noise(x.shape[1:], "renoise", seed, mark, step) for mark in marks]
             x = interpolate(x, _beside(torch.stack(eps), x), t_next)
         yield x
+
+
+def _marks(x: Tensor) -> list[str]:
+    """A name of every sample [C, T, H, W] that follows from its values."""
+    return [hashlib.sha256(row.float().cpu().numpy().tobytes()).hexdigest() for row in x]
 
 
 def _beside(host: Tensor, x: Tensor) -> Tensor:
