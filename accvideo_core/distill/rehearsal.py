@@ -22,10 +22,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from ..conditioning import Condition
 from ..models.compiling import replaced_forward
 from ..models.experts import networks_of
+from ..models.ledger import Ledger, fused_kernels
 from ..models.video_model import VideoModel
 from .adversarial import CALIBRATION_SAMPLES, build_adversarial
 from .batch import KeyBatch
-from .ledger import Ledger, fused_kernels
 from .memory import OFFLOADED_BYTES, savings
 from .objective import Objective, Terms
 from .recipes import Recipe

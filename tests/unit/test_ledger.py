@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from accvideo_core.distill.ledger import Ledger, fused_kernels
+from accvideo_core.models.ledger import Ledger, fused_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 META = torch.device("meta")
