@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-_INK = (30, 30, 30)
-_PALE = (225, 225, 225)
+INK = (30, 30, 30)
+PALE = (225, 225, 225)
 _MARK = (240, 196, 140)
-_COLOURS = (
+COLOURS = (
     (31, 119, 180),
     (214, 39, 40),
     (44, 160, 44),
@@ -65,7 +65,7 @@ def contact_sheet(
     _check_clips(clips, prompts)
     strips = {name: _strips(x, frames_per_clip, frame_size) for name, x in clips.items()}
     height, width = next(iter(strips.values())).shape[1:3]
-    font, label = _font(15), 190
+    font, label = text_font(15), 190
     top = _MARGIN + 26
     wide = 2 * _MARGIN + label + len(strips) * (width + 2 * _MARGIN) - 2 * _MARGIN
     tall = top + len(prompts) * (height + _MARGIN)
@@ -74,10 +74,10 @@ def contact_sheet(
     for row, prompt in enumerate(prompts):
         y = top + row * (height + _MARGIN)
         text = "\n".join(textwrap.wrap(prompt, 24)[: max(1, height // 19)])
-        draw.multiline_text((_MARGIN, y), text, fill=_INK, font=font)
+        draw.multiline_text((_MARGIN, y), text, fill=INK, font=font)
     for column, (name, images) in enumerate(strips.items()):
         x = _MARGIN + label + column * (width + 2 * _MARGIN)
-        draw.text((x, _MARGIN), _fit(draw, name, font, width), fill=_INK, font=font)
+        draw.text((x, _MARGIN), fitted(draw, name, font, width), fill=INK, font=font)
         for row, image in enumerate(images):
             sheet.paste(Image.fromarray(image.numpy()), (x, top + row * (height + _MARGIN)))
     return sheet
@@ -139,14 +139,14 @@ def panels(
     from PIL import Image, ImageDraw
 
     columns = min(2, len(figures))
-    colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(labels)}
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
     places, header = _legend(labels, _PANEL[0] * columns)
     size = (_PANEL[0] * columns, header + _PANEL[1] * -(-len(figures) // columns))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for label, (x, y) in places.items():
         draw.line([(x, y), (x + 40, y)], fill=colours[label], width=8)
-        draw.text((x + 52, y), label, fill=_INK, font=_font(26), anchor="lm")
+        draw.text((x + 52, y), label, fill=INK, font=text_font(26), anchor="lm")
     for i, (heading, lines) in enumerate(figures.items()):
         corner = (_PANEL[0] * (i % columns), header + _PANEL[1] * (i // columns))
         _Panel.around(lines, corner, marks).draw(draw, heading, lines, colours, marks, smooth)
@@ -201,20 +201,20 @@ class _Panel:
         marks: Sequence[float] = (),
         smooth: bool = True,
     ) -> None:
-        small = _font(24)
+        small = text_font(24)
         x0, y0, x1, y1 = self.box
         for value in self._ticks():
             y = self.point(self.left, value)[1]
-            draw.line([(x0, y), (x1, y)], fill=_PALE, width=2)
-            draw.text((x0 - 12, y), f"{value:.3g}", fill=_INK, font=small, anchor="rm")
+            draw.line([(x0, y), (x1, y)], fill=PALE, width=2)
+            draw.text((x0 - 12, y), f"{value:.3g}", fill=INK, font=small, anchor="rm")
         whole = self.right - self.left >= 2  # steps have no fractions, times do
-        for step in _nice(self.left, self.right, 5):
+        for step in round_ticks(self.left, self.right, 5):
             if whole and step != round(step):
                 continue
             x = self.point(step, self.low)[0]
-            draw.text((x, y1 + 10), f"{step:g}", fill=_INK, font=small, anchor="ma")
+            draw.text((x, y1 + 10), f"{step:g}", fill=INK, font=small, anchor="ma")
         draw.rectangle(self.box, outline=(150, 150, 150), width=2)
-        draw.text((x0, y0 - 40), title, fill=_INK, font=_font(28))
+        draw.text((x0, y0 - 40), title, fill=INK, font=text_font(28))
         for x in (self.point(mark, self.low)[0] for mark in marks):
             draw.line([(x, y0), (x, y1)], fill=_MARK, width=3)
         for label, line in lines.items():
@@ -231,7 +231,7 @@ class _Panel:
 
     def _ticks(self) -> list[float]:
         if not self.log:
-            return _nice(self.low, self.high, 5)
+            return round_ticks(self.low, self.high, 5)
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         ticks: list[float] = []
         for marks in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
@@ -244,7 +244,7 @@ class _Panel:
 
 def _legend(labels: Sequence[str], width: int) -> tuple[dict[str, tuple[float, float]], int]:
     """Where each label of the legend stands, and the legend's height."""
-    font, x, y = _font(26), 40.0, 32.0
+    font, x, y = text_font(26), 40.0, 32.0
     places = {}
     for label in labels:
         needed = 92 + font.getlength(label)
@@ -255,7 +255,7 @@ def _legend(labels: Sequence[str], width: int) -> tuple[dict[str, tuple[float, f
     return places, round(y) + 28
 
 
-def _nice(low: float, high: float, count: int) -> list[float]:
+def round_ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers between `low` and `high`, about `count` of them."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -336,13 +336,13 @@ def _check_clips(clips: Mapping[str, Tensor], prompts: Sequence[str]) -> None:
             )
 
 
-def _font(size: int) -> FreeTypeFont | ImageFont:
+def text_font(size: int) -> FreeTypeFont | ImageFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _fit(draw: ImageDraw, text: str, font: FreeTypeFont | ImageFont, width: int) -> str:
+def fitted(draw: ImageDraw, text: str, font: FreeTypeFont | ImageFont, width: int) -> str:
     """`text`, cut to `width` pixels."""
     if draw.textlength(text, font=font) <= width:
         return text
