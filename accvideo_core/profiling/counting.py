@@ -153,6 +153,34 @@ class Call:
         return counted.cost
 
 
+class _Enough(Exception):
+    """Ends a call whose arguments were all that was wanted."""
+
+
+def call_of(module: nn.Module, work: Callable[[], object]) -> Call:
+    """The first call of `module` that `work` makes; `work` ends there.
+
+    Raises:
+        ValueError: it makes none.
+    """
+    found: list[Call] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(Call.of(module, args, kwargs))
+        raise _Enough
+
+    handle = module.register_forward_pre_hook(note, prepend=True, with_kwargs=True)
+    try:
+        work()
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        raise ValueError(f"{type(module).__name__} was not called")
+    return found[0]
+
+
 def _without_values(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return x

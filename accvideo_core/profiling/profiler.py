@@ -1,6 +1,6 @@
 """Sampling one clip with a clock in hand.
 
-The clip is sampled twice: once for what is paid once, such as loading text encoders, compiling and
+Every stage is done twice: once for what is paid once, such as loading text encoders, compiling and
 choosing kernels, with one step of each network in place of all; and once on the clock. Nothing in
 the models changes but for hooks that are gone at the end, and nothing waits for the device
 meanwhile.
@@ -38,36 +38,56 @@ def profile(
 
     Args:
         teacher: with text encoders where `job.encode` needs them; without VAE nothing is decoded.
-        speed: what makes sampling faster, entered around it.
+        speed: what makes sampling faster, entered around it; it may give the model that is then
+            asked in the job's place.
         out: video file to write; None leaves that out.
         monitor: called after every step on the clock; may raise.
     """
-    model = teacher.model
-    device, family = model.device, model.family
-    peaks = measure_peaks(device, model.dtype)
-    own = replace(teacher)  # keeps what the trial loads
-    with nullcontext() if speed is None else speed:
-        trial = Run(own, family, replace(job, times=_few(job)), out, silent)
-        trial.go()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        run = Run(own, family, job, out, monitor)
-        run.go()
-        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    trial = Run(teacher, replace(job, times=_few(job)), out, silent)
+    device, dtype = trial.device, teacher.model.dtype
+    peaks = measure_peaks(device, dtype)
+    trial.encode()
+    run = Run(trial.teacher, job, out, monitor)
+    _forget_memory(device)
+    run.encode()
+    with run.fast(nullcontext() if speed is None else speed) as asked:
+        memory = _most_memory(device)
+        trial.sample(asked)
+        _forget_memory(device)
+        run.sample(asked)
+        memory = max(memory, _most_memory(device))
+    trial.decode()
+    run.teacher = trial.teacher
+    _forget_memory(device)
+    run.decode()
+    run.timeline.wait()
     counter = Counter()
     parts = list(_Parts(run, counter).all())
     plan, steps = job.plan, len(job.times) - 1
     undecoded = "there is no VAE, so nothing was decoded or written"
     return Profile(
-        what=f"{model.source}, {plan.frames} x {plan.height} x {plan.width}, "
+        what=f"{teacher.model.source}, {plan.frames} x {plan.height} x {plan.width}, "
         f"{steps} step{'s' * (steps > 1)}",
         parts=tuple(sorted(parts, key=lambda part: part.start)),
-        seconds=run.timeline.seconds(0, run.end),
-        warm_up=trial.timeline.seconds(0, trial.end),
-        memory=memory,
+        seconds=_length(run),
+        warm_up=_length(trial),
+        memory=max(memory, _most_memory(device)),
         peaks=peaks,
-        notes=(*([] if own.vae_path else [undecoded]), *counter.faults),
+        notes=(*([] if teacher.vae_path else [undecoded]), *counter.faults),
     )
+
+
+def _length(run: Run) -> float:
+    return sum(run.timeline.seconds(stage.start, stage.end) for stage in run.stages)
+
+
+def _forget_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _most_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _few(job: Job) -> Times:
@@ -83,10 +103,11 @@ class _Parts:
 
     def __init__(self, run: Run, counter: Counter) -> None:
         self.run, self.counter = run, counter
-        self.on_host = run.timeline.device.type == "cpu"
+        self.on_host = run.device.type == "cpu"
 
     def all(self) -> Iterator[Part]:
         yield from self._text()
+        yield self._part("transfers", "preparation", self._spans("preparation"))
         yield self._part("solver", "noise", self._spans("noise"))
         if not self.on_host:
             moved = Cost(bytes=self.run.uploaded)
@@ -104,7 +125,7 @@ class _Parts:
         group = "text" if self.on_host else "transfers"
         name = "prompts" if self.on_host else "text encoders to the device and back"
         rest = self._seconds(prompt) - self._seconds(encodings)
-        yield Part(group, name, self._at(prompt[0].start), rest)
+        yield Part(group, name, self.run.at(prompt[0].start), rest)
 
     def _steps(self) -> Iterator[Part]:
         run = self.run
@@ -115,11 +136,10 @@ class _Parts:
                 name = _asked(span, number, len(calls))
                 yield self._part("network", name, [span], self._cost([span]), **place)
             rest = run.timeline.seconds(start, end) - self._seconds(calls)
-            begun = self._at(calls[-1].end if calls else start)
+            begun = run.at(calls[-1].end if calls else start)
             yield Part("solver", "solver", begun, rest, **place)
-        (sampling,) = self._spans("sampling")
-        if sampling.end > run.steps[-1]:
-            yield self._part("solver", "check", [Span("", run.steps[-1], sampling.end)])
+        (steps,) = self._spans("steps")
+        yield self._part("solver", "check", [Span("", run.steps[-1], steps.end)])
 
     def _with_calls(self, group: str, name: str, prefix: str, rest: str) -> Iterator[Part]:
         """The calls of modules within the spans called `name`, by module, and the rest of these."""
@@ -130,7 +150,7 @@ class _Parts:
             yield self._part(group, prefix + module, own, self._cost(own))
         if spans:
             seconds = self._seconds(spans) - self._seconds(inside)
-            yield Part(group, rest, self._at((inside or spans)[-1].end), seconds)
+            yield Part(group, rest, self.run.at((inside or spans)[-1].end), seconds)
 
     def _spans(self, name: str) -> list[Span]:
         return self.run.spans.get(name, [])
@@ -144,14 +164,13 @@ class _Parts:
     def _seconds(self, spans: Iterable[Span]) -> float:
         return sum(self.run.timeline.seconds(span.start, span.end) for span in spans)
 
-    def _at(self, mark: Mark) -> float:
-        return self.run.timeline.seconds(0, mark)
-
     def _part(
         self, group: str, name: str, spans: list[Span], cost: Cost | None = None, **place: Any
     ) -> Part:
         amounts = {} if cost is None else {"flops": float(cost.flops), "bytes": float(cost.bytes)}
-        return Part(group, name, self._at(spans[0].start), self._seconds(spans), **amounts, **place)
+        return Part(
+            group, name, self.run.at(spans[0].start), self._seconds(spans), **amounts, **place
+        )
 
 
 def _asked(span: Span, number: int, calls: int) -> str:

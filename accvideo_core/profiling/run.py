@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,69 +43,87 @@ def video_model(model: Any) -> VideoModel:
 
 
 class Run:
-    """Samples one clip; `spans` and `calls` say what happened when."""
+    """Samples one clip, stage by stage; `spans` and the watch's calls say what happened when.
 
-    def __init__(
-        self, teacher: Teacher, family: Family, job: Job, out: Path | None, monitor: Monitor
-    ) -> None:
-        """
-        Args:
-            teacher: the caller's own; the family of its model is replaced by one that is watched.
-            family: what is watched.
-        """
+    What lies between the stages is no part of the run.
+    """
+
+    def __init__(self, teacher: Teacher, job: Job, out: Path | None, monitor: Monitor) -> None:
         self.job, self.out, self.monitor = job, out, monitor
         self.teacher, self.spec = teacher, teacher.model.latent_spec
-        teacher.model = replace(teacher.model, family=self._watched(family))
-        self.timeline = Timeline(teacher.model.device)
+        self.device = teacher.model.device
+        self.timeline = Timeline(self.device)
         self.watch = Watch(self.timeline)
+        self.stages: list[Span] = []
         self.spans: dict[str, list[Span]] = {}
         self.steps: list[Mark] = []
         """Beginnings of the steps, and the last one's end."""
         self.uploaded = 0
-        """Bytes of noise and conditions."""
+        """Bytes of noise and condition."""
 
-    def go(self) -> None:
-        """Do everything, and wait for the device at the end alone."""
-        job, model = self.job, video_model(self.job.model)
-        begin = self.timeline.mark()
-        prompt = job.encode(self.teacher)
-        mark = self._span("prompt", begin)
-        noise = job.plan.noise(self.spec, [prompt], job.seed)
-        mark = self._span("noise", mark)
-        condition = prompt.condition.with_guidance(job.guidance).to(model.device, model.dtype)
-        noise = noise.to(model.device)
-        self.uploaded = _size(noise, *condition.tensors().values())
-        self.steps = [self._span("upload", mark)]
-        with self.watch.on(networks_of(model.module)):
-            latents = sample(
-                job.model,
-                condition,
-                noise,
-                job.times,
-                self._stepped,
-                solver=job.solver,
-                seed=job.seed,
-            )
-        self._span("sampling", self.steps[0])
-        if self.teacher.vae_path is not None:
-            self._finish(latents)
-        self.end = self.timeline.mark()
-        self.timeline.wait()
+    def encode(self) -> None:
+        """The first stage: the prompt."""
+        model = self.teacher.model
+        own = replace(self.teacher, model=replace(model, family=self._watched(model.family)))
+        with self._stage("prompt"):
+            self.prompt = self.job.encode(own)
+        # Text encoders that were loaded for it stay.
+        self.teacher = replace(own, model=model)
+
+    @contextmanager
+    def fast(self, speed: AbstractContextManager[Any]) -> Iterator[HasVelocity]:
+        """Enter `speed`, which may give the model to ask; entering it is a stage."""
+        with ExitStack() as stack:
+            with self._stage("preparation"):
+                given = stack.enter_context(speed)
+            yield self.job.model if given is None else given
+
+    def sample(self, model: HasVelocity) -> None:
+        """The stage of the steps."""
+        job, networks = self.job, networks_of(video_model(model).module)
+        with self._stage("sampling"), self.watch.on(networks):
+            mark = self.timeline.mark()
+            noise = job.plan.noise(self.spec, [self.prompt], job.seed)
+            mark = self._span("noise", mark)
+            condition = self.prompt.condition.with_guidance(job.guidance)
+            condition = condition.to(self.device, self.teacher.model.dtype)
+            noise = noise.to(self.device)
+            self.uploaded = _size(noise, *condition.tensors().values())
+            self.steps = [self._span("upload", mark)]
+            given = {"solver": job.solver, "seed": job.seed}
+            self.latents = sample(model, condition, noise, job.times, self._stepped, **given)
+            self._span("steps", self.steps[0])
+
+    def decode(self) -> None:
+        """The stages of frames and file, where there is a VAE."""
+        if self.teacher.vae_path is None:
+            return
+        vae = self.teacher.vae  # loaded when it is first asked for
+        with self._stage("decoding"), self.watch.on(_inner(vae)):
+            frames = vae.decode(self.spec.crop(self.latents, self.job.plan.frames))
+        if self.out is not None:
+            with self._stage("writing"):
+                write_video(self.out, frames[0], self.job.fps)
+
+    def at(self, mark: Mark) -> float:
+        """Seconds from the beginning of the first stage, what lies between stages left out."""
+        before = 0.0
+        for stage in self.stages:
+            if mark <= stage.end:
+                return before + max(0.0, self.timeline.seconds(stage.start, mark))
+            before += self.timeline.seconds(stage.start, stage.end)
+        return before
 
     def _stepped(self, progress: Progress) -> None:
         self.steps.append(self.timeline.mark())
         self.monitor(progress)
 
-    def _finish(self, latents: Tensor) -> None:
-        """Decode and write."""
-        vae = self.teacher.vae
-        mark = self.timeline.mark()  # a VAE is loaded when it is first asked for
-        with self.watch.on(_inner(vae)):
-            frames = vae.decode(self.spec.crop(latents, self.job.plan.frames))
-        mark = self._span("decoding", mark)
-        if self.out is not None:
-            write_video(self.out, frames[0], self.job.fps)
-            self._span("writing", mark)
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = self.timeline.mark()
+        yield
+        self._span(name, start)
+        self.stages += self.spans[name][-1:]
 
     def _watched(self, family: Family) -> Family:
         """`family`, whose encoders' calls are noted."""
