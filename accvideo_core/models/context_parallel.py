@@ -8,7 +8,8 @@ the one for HunyuanVideo is here. A family names its plan in its entry.
 What enters and leaves a divided network is whole in every process. Gradients of weights are not:
 each process has the part that comes from its own tokens, and their sum is the gradient.
 
-Shapes: B batch, N video tokens, L text tokens, D token width; n processes of a group.
+Shapes: B batch, N video tokens, L text tokens, M of both, D token width; n processes of a group; in
+attention H heads and D their size.
 """
 
 from __future__ import annotations
@@ -160,6 +161,46 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return grad.chunk(ctx.count, dim=1)[ctx.place], None
+
+
+class _Exchange(torch.autograd.Function):
+    """[n, ...] -> [n, ...]: what every process sent to this one; gradients travel back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, processes: Any) -> Tensor:
+        ctx.processes, x = processes, x.contiguous()
+        found = torch.empty_like(x)
+        dist.all_to_all_single(found, x, group=processes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _Exchange.apply(grad, ctx.processes), None
+
+
+def processes_of(processor: Any) -> Any:
+    """The group among which an attention processor's sequence is divided; None if it is not."""
+    config = getattr(processor, "_parallel_config", None)
+    config = getattr(config, "context_parallel_config", None)
+    return None if config is None else config._ulysses_mesh.get_group()
+
+
+def all_tokens(x: Tensor, text: int, processes: Any) -> Tensor:
+    """[B, M/n, H, D], this process's video tokens and then its `text` ones, of all heads ->
+    [B, M, H/n, D], the whole video and then the whole text, of some heads.
+    """
+    n, video = dist.get_world_size(processes), x.shape[1] - text
+    found = _Exchange.apply(x.unflatten(2, (n, -1)).movedim(2, 0), processes)
+    parts = found.transpose(0, 1).split([video, text], dim=2)
+    return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+
+
+def own_tokens(x: Tensor, text: int, processes: Any) -> Tensor:
+    """The inverse of `all_tokens`; `text` counts the whole text's tokens."""
+    n, video = dist.get_world_size(processes), x.shape[1] - text
+    parts = [part.unflatten(1, (n, -1)) for part in x.split([video, text], dim=1)]
+    found = _Exchange.apply(torch.cat(parts, dim=2).transpose(0, 1), processes)
+    return found.movedim(0, 2).flatten(2, 3)
 
 
 def _padded(cond: Condition, n: int) -> Condition:
