@@ -171,7 +171,8 @@ def test_basic_transformer_blocks_of_diffusers_are_computed(no_masks: str) -> No
     """Self- and cross-attention of a UNet such as Stable Video Diffusion's."""
     from diffusers.models.attention import BasicTransformerBlock
 
-    block = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24).eval().requires_grad_(False)
+    block: Any = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24)
+    block.eval().requires_grad_(False)
     made = case("wan_t2v")
     network = torch.nn.Module()
     network.add_module("block", block)
