@@ -12,7 +12,6 @@ through a second structure of the same tensors, so that the caller's stays as it
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..errors import AccVideoError
-from ..models.compiling import Backend, compiled_blocks, replaced_forward
+from ..models.compiling import Backend, check_compiler, compiled_blocks, replaced_forward
 from ..models.experts import networks_of
 from ..models.lora import shared_copy
 from ..models.swapping import Transfer, spread_blocks, swapped_blocks, transfer_to
@@ -57,12 +56,8 @@ def check_savings(recipe: Recipe, teacher: VideoModel, backend: Backend = "induc
             f"recipe.swap_blocks is {recipe.swap_blocks}, but the network has {blocks} blocks; "
             f"choose at most {blocks}"
         )
-    needs_triton = recipe.compile and backend == "inductor" and teacher.device.type == "cuda"
-    if needs_triton and not importlib.util.find_spec("triton"):
-        raise AccVideoError(
-            "recipe.compile needs Triton, which is not installed; install it (on Windows, "
-            "triton-windows), or set recipe.compile to False"
-        )
+    if recipe.compile:
+        check_compiler(teacher, "recipe.compile", backend)
 
 
 @contextmanager

@@ -6,15 +6,17 @@ one. Embeddings and the last layer, a few thousandths of the work, stay as they 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import AccVideoError
 from .experts import networks_of
-from .quantised import PackedLinear
+from .quantised import Fp8Linear, PackedLinear
 from .video_model import VideoModel
 
 VARIANTS = 64
@@ -24,24 +26,65 @@ Backend = str | Callable[..., Any]
 """Of torch.compile."""
 
 
+def check_compiler(model: VideoModel, setting: str, backend: Backend = "inductor") -> None:
+    """Refuse to compile where the compiler is missing; `setting` is what would ask for it.
+
+    Raises:
+        AccVideoError: with what to install.
+    """
+    needs_triton = backend == "inductor" and model.device.type == "cuda"
+    if needs_triton and not importlib.util.find_spec("triton"):
+        raise AccVideoError(
+            f"{setting} needs Triton, which is not installed; install it (on Windows, "
+            f"triton-windows), or set {setting} to False"
+        )
+
+
 @contextmanager
-def compiled_blocks(model: VideoModel, backend: Backend = "inductor") -> Iterator[None]:
+def compiled_blocks(
+    model: VideoModel, backend: Backend = "inductor", training: bool = True
+) -> Iterator[None]:
     """Inside, the blocks run compiled; what is compiled for one block serves all of its kind.
 
     Only a block's `forward` is compiled, so that hooks on it, such as those that take features or
-    bring swapped weights, run outside.
+    bring swapped weights, run outside. The first sizes that are met are compiled for themselves,
+    which is fastest; from the second on, code for any size (of the batch, the text, the video).
+
+    Args:
+        training: whether autograd will see the blocks. If not, fp8 layers are compiled as well,
+            and a first block is not compiled for itself because its inputs lie otherwise.
     """
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch(cache_size_limit=VARIANTS))
         for block in _blocks(model):
             for layer in block.modules():
-                if isinstance(layer, PackedLinear):
+                if isinstance(layer, PackedLinear) and (training or not _compiles(layer)):
                     # Compiled, autograd would keep the unpacked weight for the backward pass.
                     plain = torch.compiler.disable(layer.forward)
                     stack.enter_context(replaced_forward(layer, plain))
             fast = torch.compile(block.forward, backend=backend)
+            fast = fast if training else _in_one_layout(fast)
             stack.enter_context(replaced_forward(block, fast))
         yield
+
+
+def _in_one_layout(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, whose tensors always lie row after row."""
+
+    def row_after_row(x: Any) -> Any:
+        # An axis of length 1 may have any stride, which only new views tell rightly.
+        return x.contiguous().view(-1).view(x.shape) if isinstance(x, Tensor) else x
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs = {name: row_after_row(x) for name, x in kwargs.items()}
+        return forward(*map(row_after_row, args), **kwargs)
+
+    return call
+
+
+def _compiles(layer: PackedLinear) -> bool:
+    """Whether no other library unpacks the weight."""
+    return isinstance(layer, Fp8Linear)
 
 
 @contextmanager

@@ -50,6 +50,9 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
+        if not torch.is_grad_enabled():
+            bias = None if self.bias is None else self.bias.to(input.dtype)
+            return F.linear(input, self.dense(input.dtype), bias)
         return _Product.apply(input, self.weight, self)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
