@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -98,7 +97,7 @@ def sample(
         for number, start in enumerate(starts):
             rows = slice(start, start + size)
             with _asking(model, condition.select(rows)) as velocity:
-                last = _Last(velocity)
+                last = _Last(velocity, noise.device)
                 solution = solve(last.velocity, x_1[rows], grid, seed)
                 x = next(solution)
                 for step, state in enumerate(solution, start=number * steps + 1):
@@ -124,8 +123,8 @@ def _asking(model: HasVelocity, condition: Condition) -> AbstractContextManager[
 class _Last:
     """A velocity that remembers its last answer, for the preview."""
 
-    def __init__(self, velocity: Velocity) -> None:
-        self._velocity = velocity
+    def __init__(self, velocity: Velocity, device: torch.device) -> None:
+        self._velocity, self._device = velocity, device
 
     def velocity(self, x_t: Tensor, t: float) -> Tensor:
         v = self._velocity(x_t, t)
@@ -133,8 +132,9 @@ class _Last:
         return v
 
     def preview(self) -> Callable[[], Tensor]:
-        """Makes the clean sample that the last velocity pointed at."""
-        return partial(predict_x0, *self._last)
+        """Makes the clean sample that the last velocity pointed at, on the noise's device."""
+        x_t, v, t = self._last
+        return lambda: predict_x0(x_t, v, t).to(self._device)
 
 
 def _check(condition: Condition, noise: Tensor) -> Condition:
