@@ -20,7 +20,7 @@ Shapes: B batch, N video tokens, L text tokens, M of both, H heads, D head size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -116,6 +116,8 @@ class Attend:
     """Of a sparse pattern, for a batch without padding."""
     parts: tuple[Part, ...] = ()
     """Of a batch with padding."""
+    in_parts: Callable[..., Tensor] | None = None
+    """What attends to them, outside of compiled code, which would be compiled for their lengths."""
 
     def to_all(self, q: Tensor, k: Tensor, v: Tensor, text: int, mask: Tensor | None) -> Tensor:
         """[B, M, H, D]: every token of a sample to every other; the last `text` are its text's.
@@ -136,8 +138,11 @@ class Attend:
         if not self.known:
             self._check_unknown(mask)
             return self.run(q, k, v, mask)
-        if not self.parts:
+        if self.in_parts is None:
             return self.run(q, k, v, self.mask)
+        return self.in_parts(q, k, v, text)
+
+    def _in_parts(self, q: Tensor, k: Tensor, v: Tensor, text: int) -> Tensor:
         video = q.shape[1] - text
         out = torch.zeros_like(q)
         for part in self.parts:
@@ -166,13 +171,15 @@ class Attend:
         lengths = _text_lengths(cond) if self.joins_text else [0] * len(cond)
         if any(length != text for length in lengths):
             self.parts = tuple(self._parts(grid, lengths))
+            outside: Any = torch.compiler.disable(self._in_parts)
+            self.in_parts = outside
         else:
             self.mask = self._mask(grid, text)
         self.known = True
         try:
             yield
         finally:
-            self.known, self.mask, self.parts = False, None, ()
+            self.known, self.mask, self.parts, self.in_parts = False, None, (), None
 
     def _choose(self, shape: Shape) -> None:
         kernel = fastest(shape)
@@ -193,6 +200,18 @@ class Attend:
             return None
         make = block_mask if self.kernel.name == "flex" else token_mask
         return make(self.pattern, grid, text, self.numbers.device)
+
+
+def decided(blocks: Sequence[nn.Module]) -> Hashable:
+    """What attention of a network's blocks was told for the pass at hand: None outside of one.
+
+    Whoever records a pass to repeat it may repeat it where this is the same.
+    """
+    found = (getattr(module, "processor", None) for block in blocks for module in block.modules())
+    attend = next((p.attend for p in found if isinstance(p, Processor)), None)
+    if attend is None or not attend.known:
+        return None
+    return attend.kernel.name, tuple((p.start, p.stop, p.text) for p in attend.parts)
 
 
 def _attention_modules(model: VideoModel, network: nn.Module) -> dict[Any, type[Processor]]:

@@ -65,6 +65,7 @@ def computed_share(pattern: Radial, grid: Grid, text: int) -> float:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # they are kept, and may meet gradients
 def block_mask(pattern: Radial, grid: Grid, text: int, device: torch.device) -> Any:
     """The pattern as FlexAttention takes it, a BlockMask of all heads and samples."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -97,6 +98,7 @@ def _ordered(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def token_mask(pattern: Radial, grid: Grid, text: int, device: torch.device) -> Tensor:
     """The pattern token by token, bool [N, N], to compute the same with a dense kernel."""
     tokens = math.prod(grid) + text

@@ -95,17 +95,17 @@ def test_auto_takes_a_kernel_that_runs_and_measures_once(
 @pytest.mark.parametrize("name", ["hunyuan_video", "wan_i2v", "cogvideox_5b"])
 def test_a_question_about_whole_texts_waits_for_nothing(name: str) -> None:
     made = on_device(name)
-    with attention(made.model):
-        expected = made.velocities(made.model)
-        x, t = made.x.to(DEVICE), torch.full((len(made.x),), 0.4, device=DEVICE)
-        cond = made.condition.unmasked().to(DEVICE, torch.bfloat16)
-        forward, network = made.model.family.forward, made.model.expert(0.4)
+    model, x = made.model, made.x.to(DEVICE)
+    expected = model.velocity(x, 0.4, made.condition)
+    with attention(model), model.steady(), torch.no_grad():
+        condition = model.prepared(made.condition)
+        model.answer(x, 0.4, condition)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            v = forward(network, x.to(torch.bfloat16), t, cond)
+            v = model.answer(x, 0.4, condition)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert difference(v.cpu(), expected[len(made.x) :]) < 1e-2
+    assert difference(v, expected) < 1e-2
 
 
 @pytest.mark.parametrize("text", [0, 77])

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from accvideo_core.conditioning import Condition
 from accvideo_core.errors import AccVideoError
-from accvideo_core.models.attention import attention
+from accvideo_core.models.attention import attention, decided
 from accvideo_core.models.experts import networks_of
 from accvideo_core.models.processors import Processor
 
@@ -336,6 +336,25 @@ def test_a_network_that_is_asked_past_the_model_is_refused_without_masks(no_mask
             other.velocity(made.x, 0.4, made.condition)
 
 
+def test_what_was_decided_for_a_pass_tells_batches_of_one_size_apart(no_masks: str) -> None:
+    made = case("hunyuan_video")
+    blocks = made.model.family.blocks(made.model.module)
+    told = []
+    blocks[0].register_forward_pre_hook(lambda *_: told.append(decided(blocks)))
+    made.velocities(made.model)
+    for lengths in ((5, 5), (5, 3), (5, 3), (5, 2)):
+        with attention(made.model, no_masks):
+            uneven = ragged(made, lengths)
+            made.model.velocity(uneven.x, 0.4, uneven.condition)
+            assert decided(blocks) is None
+    with attention(made.model, "math"):
+        made.model.velocity(made.x, 0.4, made.condition)
+    assert told[:2] == [None, None]
+    whole, one, same, other, plain = told[2:]
+    assert one == same
+    assert len({whole, one, other, plain}) == 4
+
+
 def test_gradient_checkpointing_is_refused() -> None:
     made = case("wan_t2v")
     made.model.module.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -350,22 +369,25 @@ def test_gradient_checkpointing_is_refused() -> None:
 # Compiled blocks ------------------------------------------------------------------------------
 
 
-def test_blocks_that_are_compiled_use_the_kernel() -> None:
+def test_compiled_blocks_use_the_kernel_and_are_compiled_once_for_all_lengths() -> None:
     made = case("hunyuan_video")
-    expected = made.model.velocity(made.x, 0.4, made.condition)
     compiled = []
 
-    def backend(graph: Any, inputs: Any) -> Any:
+    def backend(graph: Any, _inputs: Any) -> Any:
         compiled.append(graph)
         return graph.forward
 
+    block: Any = made.model.family.blocks(made.model.module)[0]
+    whole, uneven, other = (ragged(made, lengths) for lengths in ((5, 5), (5, 3), (2, 5)))
+    expected = [asked.model.velocity(asked.x, 0.4, asked.condition) for asked in (whole, uneven)]
     with attention(made.model, "math"):
-        block: Any = made.model.family.blocks(made.model.module)[0]
-        block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)
-        found = made.model.velocity(made.x, 0.4, made.condition)
-        assert len(compiled) == 1
-        found = made.model.velocity(made.x, 0.4, made.condition)
-        ran = operations(made)
-    assert difference(found, expected) < 1e-6
+        block.forward = torch.compile(block.forward, backend=backend)
+        found = whole.model.velocity(whole.x, 0.4, whole.condition)
+        assert len(compiled) == 1  # in one piece
+        ran = operations(whole)
+        found = [found, uneven.model.velocity(uneven.x, 0.4, uneven.condition)]
+        before = len(compiled)
+        other.model.velocity(other.x, 0.4, other.condition)
+        assert len(compiled) == before
+    assert all(difference(*both) < 1e-6 for both in zip(found, expected, strict=True))
     assert ran[OPERATION["math"]] == attentions(made)
-    assert len(compiled) == 1

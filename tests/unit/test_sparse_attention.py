@@ -105,6 +105,16 @@ def test_a_mask_is_made_once_for_a_shape() -> None:
     assert block_mask(Radial(), GRID, 6, CPU) is not block_mask(Radial(), GRID, 7, CPU)
 
 
+def test_a_mask_that_is_made_in_inference_mode_serves_gradients_as_well() -> None:
+    with torch.inference_mode():
+        mask = token_mask(Radial(), GRID, 11, CPU)
+        blocks = block_mask(Radial(), GRID, 11, CPU)
+    q = torch.randn(1, len(mask), 1, 4, requires_grad=True)
+    kernels._sdpa(q, q, q, mask).sum().backward()
+    assert q.grad is not None
+    assert not blocks.kv_indices.is_inference()
+
+
 # What is computed -----------------------------------------------------------------------------
 
 
