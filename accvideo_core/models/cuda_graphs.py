@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import AccVideoError
+from .attention import decided
 from .compiling import replaced_forward
 from .experts import networks_of
 
@@ -63,7 +64,8 @@ class CudaRecorder:
 def graphed(model: VideoModel, recorder: Recorder | None = None) -> Iterator[VideoModel]:
     """Inside, each of the model's networks is replayed where it was asked with such sizes before.
 
-    With gradients, and while features are taken from its blocks, a network computes as ever.
+    With gradients, and while features are taken from its blocks, a network computes as ever. What
+    else changes the network (a kernel, compiled blocks) is entered before.
 
     Args:
         recorder: None is CUDA's.
@@ -109,7 +111,7 @@ class _Graphs:
         if torch.is_grad_enabled() or _have_hooks(self.blocks):
             return self.forward(*args, **kwargs)
         leaves, tree = tree_flatten((args, kwargs))
-        key = (str(tree), *(_described(x) for x in leaves))
+        key = (str(tree), decided(self.blocks), *(_described(x) for x in leaves))
         if key not in self.captured:
             self.captured[key] = _Graph(self.forward, leaves, tree, self.recorder)
         return self.captured[key](leaves)

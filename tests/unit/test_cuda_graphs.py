@@ -22,6 +22,7 @@ from accvideo_core.errors import AccVideoError
 from accvideo_core.flow import time_grid
 from accvideo_core.guidance import Cfg, Guided
 from accvideo_core.models import steady
+from accvideo_core.models.attention import attention
 from accvideo_core.models.cuda_graphs import graphed
 from accvideo_core.models.swapping import spread_blocks, swapped_blocks
 from accvideo_core.sampling import sample
@@ -130,6 +131,20 @@ def test_both_halves_of_guidance_are_one_graph(recorder: Recorder):
         found = sample(asked, case.condition, case.x, TIMES)
     assert torch.allclose(found, expected, atol=1e-5)
     assert (recorder.captures, recorder.replays) == (1, 6)
+
+
+def test_lengths_that_a_kernel_is_told_are_captured_each(recorder: Recorder):
+    """Of texts in one batch, which attention reads on the host."""
+    case = tiny_families.case("hunyuan_video")
+    conds = []
+    for lengths in ((5, 3), (2, 5), (5, 3)):
+        mask = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
+        conds.append(replace(case.condition, mask=mask))
+    expected = [sample(case.model, cond, case.x, TIMES) for cond in conds]
+    with attention(case.model, "sdpa"), graphed(case.model, recorder):
+        found = [sample(case.model, cond, case.x, TIMES) for cond in conds]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert (recorder.captures, recorder.replays) == (2, 9)
 
 
 def test_answers_are_not_overwritten_by_later_ones(recorder: Recorder):
