@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import AccVideoError
+from ..models.footprint import Unplannable, free_memory, gigabytes, tensor_bytes
 from ..models.video_model import VideoModel
 from .batch import KeyStates
-from .memory_plan import MemoryPlan, Unplannable, gigabytes, plan_memory
+from .memory_plan import MemoryPlan, plan_memory
 from .recipes import Recipe
-from .rehearsal import tensor_bytes, without_values
+from .rehearsal import batch_without_values
 from .student import LoraSpec, StudentInfo
 
-_MEMINFO = Path("/proc/meminfo")
 _WORTH = 0.97
 """What leaves more than this part of the memory is not worth its time."""
 _log = logging.getLogger(__name__)
@@ -42,7 +41,8 @@ def planner_of(
         fresh: whether the student is made as the recipe says, and not taken over.
         device: None is the teacher's.
     """
-    first = without_values(states.batch(recipe.batch_size, recipe.seed, 0, torch.device("cpu")))
+    real = states.batch(recipe.batch_size, recipe.seed, 0, torch.device("cpu"))
+    first = batch_without_values(real)
 
     def plan(other: Recipe) -> MemoryPlan:
         own = replace(info, lora=other.lora) if fresh else info
@@ -87,20 +87,6 @@ def settle_memory(
             f"by its memory plan this run needs {gigabytes(plan.peak)}, and {plan.device} has "
             f"{gigabytes(room)} for it; {_remedy(planner, plan, room, recipe)}"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on `device`; None where nothing tells."""
-    if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        # What torch keeps for later is free too.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu" and _MEMINFO.is_file():
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            name, _, size = line.partition(":")
-            if name == "MemAvailable":
-                return int(size.split()[0]) * 1024
-    return None
 
 
 def _remedy(planner: Planner, plan: MemoryPlan, room: int, recipe: Recipe) -> str:

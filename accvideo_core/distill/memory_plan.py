@@ -13,13 +13,18 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import AccVideoError
-from ..models.swapping import SLOTS, spread_blocks
+from ..models.footprint import (
+    Unplannable,
+    block_bytes,
+    gigabytes,
+    swapped_bytes,
+    tensor_bytes,
+)
 from ..models.video_model import VideoModel
 from .batch import KeyBatch
 from .memory import check_savings
 from .recipes import Recipe
-from .rehearsal import Rehearsal, tensor_bytes
+from .rehearsal import Rehearsal
 from .student import StudentInfo
 
 _SCALED_BLOCK = 256
@@ -28,10 +33,6 @@ _SCALED_FROM = 4096
 """Values below which it keeps the moments of a tensor in 32 bits."""
 
 Shape = tuple[int, ...]
-
-
-class Unplannable(AccVideoError):
-    """A network that cannot be rehearsed; it may well be trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def plan_memory(
     average = 0 if recipe.ema is None else trained
     on_cpu = there.type == "cpu"
     dataset = dataset_bytes if on_cpu else 0
-    swapped, places = swapped_bytes(teacher, recipe.swap_blocks)
+    swapped, places = swapped_bytes(block_bytes(teacher), recipe.swap_blocks)
     waiting = -places if on_cpu else swapped - places
     step = found.after + _step_bytes(recipe.optimizer, shapes, on_cpu)
     # On a CPU a checkpoint is copied within the same memory, when batch and gradients are gone.
@@ -143,15 +144,6 @@ def plan_memory(
         blocks=teacher.num_blocks,
         peak=max(found.building, updating) + dataset - waiting,
     )
-
-
-def swapped_bytes(model: VideoModel, swap_blocks: int) -> tuple[int, int]:
-    """(weights of the swapped blocks, all in main memory; places on the device that they take)."""
-    sizes = [
-        tensor_bytes((*block.parameters(), *block.buffers()))
-        for block in spread_blocks(model, swap_blocks)
-    ]
-    return sum(sizes), max(sizes, default=0) * min(SLOTS, len(sizes))
 
 
 def optimiser_bytes(name: str, shapes: Iterable[Shape]) -> int:
@@ -190,11 +182,6 @@ def _step_bytes(name: str, shapes: Iterable[Shape], on_cpu: bool) -> int:
     """
     sizes = [4 * math.prod(shape) for shape in shapes]
     return sum(sizes) if name == "adamw" and not on_cpu else 2 * max(sizes)
-
-
-def gigabytes(size: float) -> str:
-    """10^9 bytes for people: 31.4 GB, or 12.3 MB of what is small."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _elsewhere(size: int) -> str:

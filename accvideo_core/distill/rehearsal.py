@@ -8,20 +8,20 @@ Shapes: B batch, C channels, T latent frames, H, W latent size.
 
 from __future__ import annotations
 
-import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..conditioning import Condition
 from ..models.compiling import replaced_forward
 from ..models.experts import networks_of
+from ..models.footprint import on_meta, tensor_bytes, tensors_of, without_values
 from ..models.ledger import Ledger, fused_kernels
 from ..models.video_model import VideoModel
 from .adversarial import CALIBRATION_SAMPLES, build_adversarial
@@ -61,7 +61,7 @@ class Rehearsal:
             self.ledger,
             ExitStack() as stack,
         ):
-            module = _network_without_values(teacher.module)
+            module = without_values(teacher.module)
             self.weights = self.ledger.live
             frozen = replace(teacher, module=module, _fingerprint=info.base)
             student = Student.create(frozen, info, recipe.seed)
@@ -73,18 +73,18 @@ class Rehearsal:
 
     def _play(self, student: Student, teacher: VideoModel, recipe: Recipe, batch: KeyBatch) -> None:
         ledger = self.ledger
-        preview = without_values(batch, 1)
+        preview = batch_without_values(batch, 1)
         self.trained, self.heads = list(student.trainable().values()), []
         objective: Objective = TrajectoryGuidance()
         if recipe.adversarial:
-            _real = without_values(batch, CALIBRATION_SAMPLES)
+            _real = batch_without_values(batch, CALIBRATION_SAMPLES)
             # The heads see one of them at a time.
             objective = game = build_adversarial(_counted(recipe), teacher, preview)
             self.heads = list(game.heads.parameters())
             del _real
         self.building = ledger.peak
         """The most at once before the first update."""
-        whole = without_values(batch, recipe.batch_size)
+        whole = batch_without_values(batch, recipe.batch_size)
         self.batch = _batch_bytes(whole) + _batch_bytes(preview)
         part = next(whole.split(recipe.accumulate))
         self._watch_blocks(student, part)
@@ -145,7 +145,7 @@ class _MainMemory:
         """Inside, the models' passes are offloaded."""
         with ExitStack() as stack:
             for model in models:
-                self._weights |= {id(x.untyped_storage()) for x in _tensors(model.module)}
+                self._weights |= {id(x.untyped_storage()) for x in tensors_of(model.module)}
                 for network in networks_of(model.module).values():
                     forward = self._around(network.forward)
                     stack.enter_context(replaced_forward(network, forward))
@@ -175,14 +175,6 @@ class _MainMemory:
         return torch.empty(kept[0], dtype=kept[1], device="meta")
 
 
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 def _counted(recipe: Recipe) -> Recipe:
     """Without what moves or compiles values, or draws a time that no byte depends on."""
     return replace(
@@ -190,17 +182,7 @@ def _counted(recipe: Recipe) -> Recipe:
     )
 
 
-def _network_without_values(module: nn.Module) -> nn.Module:
-    """A copy on the meta device; tensors that modules share stay shared."""
-
-    def empty(x: Tensor) -> Tensor:
-        like = _on_meta(x)
-        return nn.Parameter(like, x.requires_grad) if isinstance(x, nn.Parameter) else like
-
-    return copy.deepcopy(module, {id(x): empty(x) for x in _tensors(module)})
-
-
-def without_values(batch: KeyBatch, size: int | None = None) -> KeyBatch:
+def batch_without_values(batch: KeyBatch, size: int | None = None) -> KeyBatch:
     """`size` samples (None: as many) like those of `batch`, on the meta device.
 
     Their texts are as long as the longest, and so need no mask.
@@ -208,18 +190,14 @@ def without_values(batch: KeyBatch, size: int | None = None) -> KeyBatch:
     count = len(batch.z) if size is None else size
 
     def like(x: Tensor) -> Tensor:
-        return _on_meta(x[:1].expand(count, *x.shape[1:]))
+        return on_meta(x[:1].expand(count, *x.shape[1:]))
 
     named = {name: like(x) for name, x in batch.cond.trim().tensors().items() if name != "mask"}
     z = like(batch.z)
-    latents = _on_meta(z.expand(len(batch.t), *z.shape))
+    latents = on_meta(z.expand(len(batch.t), *z.shape))
     u, records = torch.zeros(count), (0,) * count
     return KeyBatch(latents, batch.t, Condition(**named), z, u, records)
 
 
 def _batch_bytes(batch: KeyBatch) -> int:
     return tensor_bytes((batch.latents, batch.z, *batch.cond.tensors().values()))
-
-
-def _on_meta(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device="meta")

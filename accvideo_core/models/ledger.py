@@ -6,13 +6,16 @@ the bytes that its results would hold for as long as anything refers to them.
 
 Kernels differ between devices only where they are fused: attention is counted as a fused kernel
 wherever it runs (torch's CPU, flash and memory-efficient kernels keep the same tensors), and RMS
-norm where CUDA's is.
+norm where CUDA's is. What they take to work in is known of torch's own convolution on a CPU alone:
+it unfolds its input, which makes it as many times larger as its kernel has places, or else brings
+input and weight into another order.
 
 Shapes: B batch, H heads, L query and S key tokens, D width of a head.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,18 +29,27 @@ from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _READ = torch.ops.aten._local_scalar_dense.default
+_CONVOLUTION = torch.ops.aten.convolution.default
+_UNFOLDING = ("Slow2d", "Slow3d")
 
 
 class Ledger(TorchDispatchMode):
     """Counts the bytes of meta tensors while it is entered: `live` now, `peak` at most.
 
+    `convolved` are the values of the largest tensor that a convolution takes or gives.
+
     A value that the computation asks for (`.item()`, `float(x)`) is answered with one, because
     there is none.
+
+    Args:
+        device: whose convolutions are counted with what they take to work in; None is a device
+            that takes nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.convolved = 0
+        self._works = device is not None and device.type == "cpu"
         self._held: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
@@ -50,6 +62,15 @@ class Ledger(TorchDispatchMode):
         named = dict(kwargs or {})
         if func is _READ and args[0].is_meta:
             return torch.ones((), dtype=args[0].dtype).item()
+        out = self._run(func, args, named)
+        if func is _CONVOLUTION:
+            self.convolved = max(self.convolved, args[0].numel(), out.numel())
+            if self._works:
+                self.peak = max(self.peak, self.live + _convolution_bytes(*args))
+        return out
+
+    def _run(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """An operation's results, which it has made or which it would make."""
         if not _gives_new_tensors(func):
             out = func(*args, **named)
             self._count(out)
@@ -125,6 +146,24 @@ def _gives_new_tensors(func: Any) -> bool:
     return all(x.alias_info is None for x in schema.arguments) and all(
         str(x.type) == "Tensor" for x in schema.returns
     )
+
+
+def _convolution_bytes(x: Tensor, weight: Tensor, _bias: Any, *options: Any) -> int:
+    """What a CPU's convolution of x [B, C, ...] takes beside its result."""
+    choose = getattr(torch._C, "_select_conv_backend", None)
+    if choose is None:
+        return 0
+    # Torch chooses by type and shape; these have no values, and no memory either.
+    alike = (torch.empty(1, dtype=t.dtype).expand(t.shape) for t in (x, weight))
+    kernel = choose(*alike, None, *options, None).name
+    if kernel == "Mkldnn":
+        return (x.numel() + weight.numel()) * x.element_size()
+    places = math.prod(weight.shape[2:])
+    if kernel not in _UNFOLDING or places == 1:
+        return 0
+    sizes = zip(x.shape[2:], weight.shape[2:], *options[:3], strict=True)
+    out = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes]
+    return math.prod((*x.shape[:2], places, *out)) * x.element_size()
 
 
 @contextmanager

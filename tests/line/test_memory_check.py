@@ -14,11 +14,10 @@ from torch import Tensor
 
 from accvideo_core.cli import main
 from accvideo_core.conditioning import Condition
-from accvideo_core.distill.memory_check import free_memory
-from accvideo_core.distill.rehearsal import tensor_bytes
 from accvideo_core.distill.trainer import distill, memory_plan
 from accvideo_core.errors import AccVideoError
 from accvideo_core.models import VideoModel, loading
+from accvideo_core.models.footprint import free_memory, tensor_bytes
 from accvideo_core.trajectories.record import RecordSpec, record
 from accvideo_core.trajectories.store import TrajectoryDataset
 

@@ -20,10 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from accvideo_core.distill.batch import KeyBatch
 from accvideo_core.distill.memory_plan import MemoryPlan, optimiser_bytes, plan_memory
 from accvideo_core.distill.recipes import CHOICES, Recipe
-from accvideo_core.distill.rehearsal import tensor_bytes
 from accvideo_core.distill.student import StudentInfo
 from accvideo_core.distill.trainer import distill, memory_plan
 from accvideo_core.models import VideoModel
+from accvideo_core.models.footprint import tensor_bytes
 from accvideo_core.models.swapping import SLOTS
 from accvideo_core.trajectories.store import TrajectoryDataset
 
