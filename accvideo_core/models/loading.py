@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from .checkpoint import open_checkpoint
 from .experts import Experts
 from .pipeline_folder import (
     diffusers_class,
+    encoder_parts,
     is_pipeline,
     load_text_pipeline,
     load_tokenizer,
     open_networks,
 )
+from .text_cache import TextCache, encoder_name
+from .tiny_decoder import TinyDecoder, load_tiny_decoder
 from .vae import VideoVAE
 from .vae_file import load_vae, vae_config
 from .video_model import Family, VideoModel
@@ -46,8 +50,14 @@ class Teacher:
     """The folder or the files that were given."""
     vae_path: Path | None = None
     """Folder or file of the VAE, if there is one."""
+    vae_dtype: torch.dtype = torch.float32
+    """Number format that the VAE is loaded in."""
+    text_cache: Path | None = None
+    """Folder where encoded prompts are kept, and looked for before they are encoded."""
     _text: Any = field(default=None, repr=False)
     _vae: VideoVAE | None = field(default=None, repr=False)
+    _tiny: dict[Path, TinyDecoder] = field(default_factory=dict, repr=False)
+    _cache: TextCache | None = field(default=None, repr=False)
 
     def encode_prompts(self, texts: Sequence[str], guidance: float | None = None) -> list[Prompt]:
         """Texts -> prompts whose conditions are float32, trimmed and on the CPU.
@@ -69,19 +79,28 @@ class Teacher:
         Each is taken, and encoded, when it is asked for, and alone: its numbers never follow from
         its neighbours, so that they come out the same when only some are made again.
         """
-        device, family = self.model.device, self.model.family
+        family, device = self.model.family, self.model.device
         scale = family.guidance if guidance is None else guidance
-        pipeline = None
+        cache, pipeline = self._text_cache(), None
+
+        def encode(text: str, image: Tensor | None) -> Condition:
+            nonlocal pipeline
+            if pipeline is None:
+                pipeline = self._text_pipeline().to(device)
+            return self._encode(pipeline, text, image, frames).to("cpu")
+
         try:
             for text, image in given:
                 if image is not None:
                     self._check_image(image, frames)
                 # Not around `yield`: what happens there is the caller's.
                 with torch.inference_mode(False), torch.no_grad():
-                    if pipeline is None:
-                        pipeline = self._text_pipeline().to(device)
-                    condition = self._encode(pipeline, text, image, frames)
-                    prompt = Prompt.of(text, condition.to("cpu").with_guidance(scale))
+                    if cache is None:
+                        condition = encode(text, image)
+                    else:
+                        key = cache.key(text, image, frames)
+                        condition = cache.get(key, partial(encode, text, image))
+                    prompt = Prompt.of(text, condition.with_guidance(scale))
                 yield prompt
         finally:
             if pipeline is not None:
@@ -158,24 +177,41 @@ class Teacher:
 
     @property
     def vae(self) -> VideoVAE:
-        """The VAE, in float32 on the network's device."""
+        """The VAE, in `vae_dtype` on the network's device."""
         if self._vae is None:
             if self.vae_path is None:
                 raise AccVideoError(
                     f"{self.folder.name!r} holds the network alone and no VAE; use ComfyUI's VAE "
                     "nodes, or load the teacher together with a VAE or from its diffusers folder"
                 )
-            module = load_vae(self.vae_path, self.model.device)
+            module = load_vae(self.vae_path, self.model.device, self.vae_dtype)
             self._vae = VideoVAE(module, self.model.latent_spec)
         return self._vae
 
+    def tiny_vae(self, path: Path) -> TinyDecoder:
+        """The tiny decoder in a file, where the network is and in its number format."""
+        if path not in self._tiny:
+            model = self.model
+            self._tiny[path] = load_tiny_decoder(path, model, model.device, model.dtype)
+        return self._tiny[path]
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
-        """This teacher, its network moved in place (and its VAE, which stays float32)."""
+        """This teacher, its network moved in place (and its VAE, which keeps its number format)."""
         with torch.inference_mode(False):
             self.model.module.to(device=device, dtype=dtype)
             if self._vae is not None:
                 self._vae.module.to(device)
+            self._tiny.clear()  # which are soon loaded again
         return self
+
+    def _text_cache(self) -> TextCache | None:
+        if self.text_cache is None:
+            return None
+        if self._cache is None or self._cache.folder != self.text_cache:
+            parts = [*encoder_parts(self.folder), *([self.vae_path] if self.vae_path else [])]
+            name = f"{self.model.family.name}, {encoder_name(parts, self.model.dtype)}"
+            self._cache = TextCache(self.text_cache, name)
+        return self._cache
 
     def _text_pipeline(self) -> Any:
         if self._text is None:

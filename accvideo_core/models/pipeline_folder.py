@@ -69,6 +69,12 @@ def components(folder: Path) -> dict[str, str]:
     return {name: str(value[1]) for name, value in named.items() if len(value) == 2 and value[1]}
 
 
+def encoder_parts(folder: Path) -> list[Path]:
+    """Folders of the text and image encoders and of their tokenizers and processors."""
+    others = (*NETWORKS, "vae", "scheduler")
+    return [folder / name for name in components(folder) if name not in others]
+
+
 def load_text_pipeline(folder: Path, pipeline_class: str, dtype: torch.dtype) -> Any:
     """The folder's pipeline without its networks and its VAE."""
     parts = components(folder)

@@ -34,11 +34,13 @@ def vae_config(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def load_vae(path: Path, device: torch.device | str) -> nn.Module:
-    """The frozen VAE at `path`, float32."""
+def load_vae(
+    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The frozen VAE at `path`."""
     folder = _folder(path)
     if folder is not None:
-        return load_component(folder, device, torch.float32)
+        return load_component(folder, device, dtype)
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
@@ -46,7 +48,7 @@ def load_vae(path: Path, device: torch.device | str) -> nn.Module:
         _check_wan(checkpoint)
         base = checkpoint.shapes[_WAN[0]][0]
         module = empty(AutoencoderKLWan, {"base_dim": base})
-        native = {name: checkpoint.get(name).float() for name in checkpoint.names}
+        native = {name: checkpoint.get(name).to(dtype) for name in checkpoint.names}
         found = module.load_state_dict(
             convert_wan_vae_to_diffusers(native), strict=False, assign=True
         )
