@@ -62,7 +62,8 @@ class Guided:
     cfg: Cfg
     batched: str = "auto"
     """One of `BATCHED`. "auto" asks both at once on a GPU where memory is left for it and no text
-    needs a mask for it; a CPU is as fast in turn, with half the activations."""
+    needs a mask for it. A CPU is as fast in turn from a few hundred tokens on, with half the
+    activations, and is asked so."""
 
     def __post_init__(self) -> None:
         if self.batched not in BATCHED:

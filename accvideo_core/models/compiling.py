@@ -2,6 +2,9 @@
 
 One block's code serves all blocks of its kind, so that compiling takes as long for 60 blocks as for
 one. Embeddings and the last layer, a few thousandths of the work, stay as they are.
+
+Fused operations round in another order: velocities of random networks of every kind differ by at
+most 5e-7 of their largest number in float32 (inductor on a CPU).
 """
 
 from __future__ import annotations

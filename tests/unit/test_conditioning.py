@@ -33,6 +33,22 @@ def test_trim_drops_what_no_sample_uses():
     assert cond.trim().full_mask().all()
 
 
+def test_trim_of_what_is_trimmed_is_the_same():
+    ragged = Condition.cat([make(4), make(7)])
+    assert ragged.trim() is ragged and make(4).trim().full_mask().shape == (1, 4)
+
+
+def test_a_mask_that_masks_nothing_is_dropped_and_another_is_kept():
+    cond = make(8, valid=5).unmasked()
+    assert cond.mask is None and cond.text.shape[1] == 5
+    assert cond.unmasked().text is cond.text and cond.full_mask().all()
+    ragged = Condition.cat([make(4), make(7)])
+    assert ragged.unmasked() is ragged
+    # Not one valid token: the network is shown one, and told not to look.
+    none = Condition(torch.ones(1, 3, 2), mask=torch.zeros(1, 3, dtype=torch.bool)).unmasked()
+    assert none.text.shape[1] == 1 and none.mask is not None and not none.mask.any()
+
+
 def test_split_undoes_cat_for_texts_of_different_length():
     parts = [make(4, seed=1), make(7, seed=2), make(2, seed=3)]
     joined = Condition.cat(parts)
