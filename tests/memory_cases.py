@@ -1,13 +1,19 @@
-"""Random networks, and datasets of two trajectories: training them takes little memory."""
+"""Random networks, and datasets of two trajectories: training them takes little memory. And how to
+measure how much.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from accvideo_core.conditioning import Condition, Prompt
 from accvideo_core.distill.recipes import Recipe
@@ -71,6 +77,21 @@ def packed() -> VideoModel:
                 small = Fp8Linear(weight, torch.tensor(0.5), layer.bias)
                 setattr(block.get_submodule(parent), child, small)
     return model
+
+
+@contextmanager
+def allocated() -> Iterator[list[int]]:
+    """Afterwards holds the most bytes that the block had allocated at once, by torch's profiler."""
+    found: list[int] = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield found
+    recorded_by_torch: Any = profiler.profiler
+    events = [e for e in recorded_by_torch.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    found.append(peak)
 
 
 def conditions(model: VideoModel) -> list[Condition]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..guidance import Guided
 from .experts import networks_of
+from .fp8 import fp8_products
 from .ledger import Ledger, fused_kernels
+from .packing import pack_weights
 from .swapping import SLOTS, spread
 from .video_model import VideoModel
 
@@ -68,32 +71,40 @@ def footprint(
     cond: Condition,
     shape: tuple[int, ...],
     device: torch.device | None = None,
+    weights: str | None = None,
+    fp8: bool = False,
 ) -> Footprint:
-    """What sampling takes with all weights on the device; set `swap_blocks` of the result.
+    """What sampling takes without swapping; set `swap_blocks` of the result for more.
 
     Args:
         asked: its weights may lie anywhere, and on the meta device they need not be.
         cond: of one sample or more, of which the longest text counts.
         shape: [B, C, T, H, W] of the latents that go through the network at once.
         device: where it will be; None is where the network is. This machine may lack it.
+        weights: packed so (`packing.PACKERS`); None leaves them as they are.
+        fp8: whether `fp8.fp8_products` is on.
 
     Raises:
-        Unplannable: the network does something that needs values.
+        AccVideoError: the weights are packed already; `Unplannable` where it cannot be told.
     """
     model = asked.model if isinstance(asked, Guided) else asked
     there = model.device if device is None else device
     ledger = Ledger(there)
     with torch.inference_mode(False), torch.no_grad(), fused_kernels(there), ledger:
-        alike = replace(model, module=without_values(model.module))
-        weights, ledger.peak = ledger.live, ledger.live
+        # Its fingerprint is not for reading: there are no values to make one of.
+        alike = replace(model, module=without_values(model.module), _fingerprint="counted")
         try:
-            _sample(_with_model(asked, alike), _rows(cond, shape[0]), shape)
+            alike = alike if weights is None else pack_weights(alike, weights)
+            with fp8_products(alike) if fp8 else nullcontext():
+                held = ledger.peak = ledger.live
+                blocks = block_bytes(alike)
+                _sample(_with_model(asked, alike), _rows(cond, shape[0]), shape)
+                return Footprint(held, ledger.peak - held, blocks, there.type == "cpu")
         except RuntimeError as error:  # NotImplementedError is one
             raise Unplannable(
                 "the memory of this network cannot be planned, because it asks for values that are "
                 f"not there ({' '.join(str(error).split())[:200]}); watch the device's own figures"
             ) from error
-    return Footprint(weights, ledger.peak - weights, block_bytes(alike), there.type == "cpu")
 
 
 def _sample(asked: VideoModel | Guided, cond: Condition, shape: tuple[int, ...]) -> None:

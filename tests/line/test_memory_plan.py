@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import tiny
 import tiny_cogvideox
 import tiny_wan
 import torch
-from memory_cases import RECIPE, SHORT, packed, recorded, small, wide
+from memory_cases import RECIPE, SHORT, allocated, packed, recorded, small, wide
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from accvideo_core.distill.batch import KeyBatch
 from accvideo_core.distill.memory_plan import MemoryPlan, optimiser_bytes, plan_memory
@@ -28,21 +25,6 @@ from accvideo_core.models.swapping import SLOTS
 from accvideo_core.trajectories.store import TrajectoryDataset
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@contextmanager
-def allocated() -> Iterator[list[int]]:
-    """Afterwards holds the most bytes that the block had allocated at once, by torch's profiler."""
-    found: list[int] = []
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        yield found
-    recorded_by_torch: Any = profiler.profiler
-    events = [e for e in recorded_by_torch.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    found.append(peak)
 
 
 CASES: dict[str, tuple[Any, tuple[int, int], dict[str, Any]]] = {
