@@ -23,7 +23,7 @@ demo: setup
 	@$(PY) -m scripts.demo
 
 test: setup lint
-	@$(PY) -m pytest -c tests/pytest.ini -n $(WORKERS) --dist loadgroup $(TESTS)
+	@$(PY) -m pytest -c tests/pytest.ini -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -15,15 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide tests among processes by file, and give all that ask the server to the first: it is
-    one for all of them, and what runs in it takes turns.
-    """
-    for item in items:
-        served = "comfy_server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("server" if served else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
