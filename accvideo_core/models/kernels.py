@@ -11,7 +11,6 @@ or None).
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,7 +182,7 @@ def _flex(device: torch.device) -> Run:
     """Raises OSError or ImportError where nothing can be compiled."""
     if device.type == "cuda":
         importlib.import_module("triton")
-    elif not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl"))):
+    elif not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         raise OSError("there is no C++ compiler")
     return _compiled_flex()
 
