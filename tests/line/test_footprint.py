@@ -67,7 +67,7 @@ def test_nothing_of_the_network_is_read_or_changed() -> None:
 
 # Decoding -------------------------------------------------------------------------------------
 
-PIXELS = (64, 64)
+PIXELS = (96, 64)
 
 
 def ways(name: str) -> list[Tiling]:
@@ -91,7 +91,7 @@ def ways(name: str) -> list[Tiling]:
 def test_decoding_takes_what_was_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = tiny_vaes.vae(name)
     stride = vae.spec.stride_hw
-    x = tiny_vaes.latents(6, PIXELS[0] // stride, PIXELS[1] // stride)
+    x = tiny_vaes.latents(7, PIXELS[0] // stride, PIXELS[1] // stride)
     counted = DecodeFootprint(vae.module, 4, stride)
     for way in ways(name):
         monkeypatch.setattr(DecodeFootprint, "choose", lambda *_, way=way: way)

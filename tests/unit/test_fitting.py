@@ -34,7 +34,7 @@ def plain() -> Sampling:
 @pytest.fixture(scope="module")
 def deep() -> Sampling:
     """Of a network of ten blocks."""
-    module = HunyuanVideoTransformer3DModel(
+    module: Any = HunyuanVideoTransformer3DModel(
         in_channels=tiny.CHANNELS,
         out_channels=tiny.CHANNELS,
         num_attention_heads=4,
