@@ -31,12 +31,12 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from .conditioning import AnyPrompt, Prompt
-    from .distill.ranks import Ranks
     from .distill.recipes import Recipe
     from .distill.student import Student
     from .guidance import Guided
     from .models.loading import Teacher
     from .models.video_model import Family, VideoModel
+    from .ranks import Ranks
     from .tensorboard import TensorBoard
     from .trajectories.record import Batch, RecordSpec
     from .trajectories.store import TrajectoryDataset
@@ -126,8 +126,8 @@ def _recording(args: Namespace) -> tuple[VideoModel, list[AnyPrompt], RecordSpec
 
 def distill(args: Namespace) -> None:
     """Train a student, from the teacher or from a student."""
-    from .distill.ranks import joined
     from .export import load_student
+    from .ranks import joined
 
     recipe, listener = recipe_of(args), _listener(args)
     with joined(args.sequence_parallel, args.device) as ranks:
@@ -138,8 +138,8 @@ def distill(args: Namespace) -> None:
 
 def tune(args: Namespace) -> None:
     """Train a student further, on its own key times."""
-    from .distill.ranks import joined
     from .export import load_student
+    from .ranks import joined
 
     recipe, listener = recipe_of(args), _listener(args)
     with joined(args.sequence_parallel, args.device) as ranks:

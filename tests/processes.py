@@ -66,7 +66,7 @@ def _serve(end: Any, rank: int, meet: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from accvideo_core.distill.ranks import ManyRanks
+    from accvideo_core.ranks import ManyRanks
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import AccVideoError
 from ..files import read_safetensors, remove_leftovers, write_safetensors
-from .ranks import ALONE, Ranks
+from ..ranks import ALONE, Ranks
 from .sharded_checkpoint import load_sharded, save_sharded
 from .sharded_tensors import is_sharded
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..flow import euler_step
+from ..ranks import ALONE, Ranks
 from .batch import KeyBatch, KeyStates
-from .ranks import ALONE, Ranks
 from .recipes import Recipe
 from .student import Student
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import AccVideoError
 from ..files import disk_errors, read_json, write_json
-from .ranks import Ranks
+from ..ranks import Ranks
 from .sharded_tensors import is_sharded
 
 MANIFEST = "manifest.json"

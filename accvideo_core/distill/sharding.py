@@ -28,7 +28,7 @@ from ..models.experts import networks_of
 from ..models.lora import shared_copy
 from ..models.quantised import trainable_in_full
 from ..models.video_model import VideoModel
-from .ranks import Ranks
+from ..ranks import Ranks
 from .recipes import Recipe
 from .student import Student, StudentInfo
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import AccVideoError
 from ..models.video_model import VideoModel
 from ..monitor import Cancelled, Held, Monitor, Progress, silent
+from ..ranks import ALONE, Ranks
 from ..trajectories.stats import Decode
 from ..trajectories.store import TrajectoryDataset
 from .adversarial import CALIBRATION_SAMPLES, build_adversarial, check_features
@@ -33,7 +34,6 @@ from .memory_plan import MemoryPlan
 from .metrics import METRICS_FILE, Means, append_metrics, read_metrics
 from .objective import Objective, Terms
 from .optimiser import Average, Role, lr_factor
-from .ranks import ALONE, Ranks
 from .recipes import Recipe
 from .rollout import build_rollout, generate
 from .run import open_run

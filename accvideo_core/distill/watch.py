@@ -28,6 +28,7 @@ from ..evaluate.metrics import latent_mse
 from ..export import save_student
 from ..files import append_lines
 from ..monitor import Monitor, Progress, silent
+from ..ranks import ALONE, Ranks
 from ..sampling import sample
 from ..student_file import load_student, read_student_info
 from ..trajectories.stats import Decode
@@ -35,7 +36,6 @@ from ..trajectories.store import TrajectoryDataset
 from .checkpoint import kept
 from .metrics import METRICS_FILE, read_metrics
 from .optimiser import Role
-from .ranks import ALONE, Ranks
 from .recipes import Recipe
 from .run import BEST_FILE
 from .student import Student, StudentInfo

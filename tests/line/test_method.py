@@ -23,13 +23,13 @@ from accvideo_core.distill.checkpoint import load_checkpoint
 from accvideo_core.distill.memory import checkpointed
 from accvideo_core.distill.metrics import read_metrics
 from accvideo_core.distill.optimiser import Role
-from accvideo_core.distill.ranks import ALONE
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.student import LoraSpec, Student
 from accvideo_core.distill.trainer import TrainResult, _info, _Run, distill
 from accvideo_core.errors import AccVideoError
 from accvideo_core.models import VideoModel
 from accvideo_core.monitor import Progress
+from accvideo_core.ranks import ALONE
 from accvideo_core.trajectories.record import RecordSpec, record
 from accvideo_core.trajectories.store import TrajectoryDataset
 

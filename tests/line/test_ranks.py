@@ -21,7 +21,6 @@ from accvideo_core.commands import STUDENT_FILE
 from accvideo_core.conditioning import Condition, Prompt
 from accvideo_core.distill.checkpoint import load_checkpoint
 from accvideo_core.distill.metrics import read_metrics
-from accvideo_core.distill.ranks import ALONE, Ranks
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.run import student_of_run
 from accvideo_core.distill.sharded_tensors import local, whole
@@ -32,6 +31,7 @@ from accvideo_core.distill.watch import LOOKS_FILE
 from accvideo_core.files import read_safetensors
 from accvideo_core.models import VideoModel
 from accvideo_core.monitor import Cancelled, Progress
+from accvideo_core.ranks import ALONE, Ranks
 from accvideo_core.trajectories.record import RecordSpec, record
 from accvideo_core.trajectories.store import TrajectoryDataset
 from tests import tiny, tiny_hunyuan_i2v, tiny_wan

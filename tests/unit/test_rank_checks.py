@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import tiny
 import tiny_cogvideox
+from torch.distributed import HashStore
 
-from accvideo_core.distill.ranks import ALONE, ManyRanks, Ranks, joined
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.sharding import check_ranks
 from accvideo_core.distill.student import LoraSpec, StudentInfo
 from accvideo_core.errors import AccVideoError
 from accvideo_core.models import FAMILIES, VideoModel
+from accvideo_core.ranks import ALONE, ManyRanks, Ranks, joined
 
 RECIPE = Recipe(student_steps=2, batch_size=8)
 SHAPE = (4, 2, 4, 4)
@@ -91,10 +92,12 @@ def test_families_with_a_plan_are_those_of_diffusers_and_hunyuan_video() -> None
 
 def launched(monkeypatch: pytest.MonkeyPatch, size: int, local_rank: int = 0) -> None:
     """As torchrun starts process 0 of `size`, without the others."""
+    store = HashStore()
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     monkeypatch.setattr("torch.distributed.get_node_local_rank", lambda: local_rank)
-    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: size)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    meeting = "torch.distributed.rendezvous"
+    monkeypatch.setattr(meeting, lambda _address: iter([(store, 0, size)]))
 
 
 def test_joining_needs_processes_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +108,20 @@ def test_joining_needs_processes_that_fit(monkeypatch: pytest.MonkeyPatch) -> No
     launched(monkeypatch, 6)
     with pytest.raises(AccVideoError, match="sequence-parallel is 4"), joined(4):
         pass
+    launched(monkeypatch, 6)
     with pytest.raises(AccVideoError, match="device is cuda:1"), joined(2, "cuda:1"):
         pass
+
+
+def test_only_the_first_of_the_processes_that_fail_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched(monkeypatch, 6)  # the store is the same for both of its processes
+    with pytest.raises(AccVideoError, match="sequence-parallel is 4"), joined(4):
+        pass
+    with pytest.raises(SystemExit) as later, joined(4):
+        pass
+    assert later.value.code == 2
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

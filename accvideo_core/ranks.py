@@ -1,7 +1,7 @@
-"""Ranks: the processes that train one student together, and what they tell each other.
+"""Ranks: the processes that train or sample together, and what they tell each other.
 
-torchrun starts them. `ALONE` is a run of one process, whose answers cost nothing, so that the
-trainer asks the same questions either way and has no special case.
+torchrun starts them. `ALONE` is a run of one process, whose answers cost nothing, so that trainer
+and sampler ask the same questions either way and have no special case.
 
 The ranks of a sequence group (Ulysses) are neighbours: they see the same samples and divide the
 tokens among them. Groups divide the samples.
@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import AccVideoError
-from .sharded_tensors import is_sharded
+from .errors import AccVideoError
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,20 @@ class Ranks:
         """Groups that divide a batch."""
         return self.size // self.sequence
 
+    @property
+    def group(self) -> int:
+        """The number of this process's group."""
+        return self.rank // self.sequence
+
+    @property
+    def first_of_group(self) -> bool:
+        """Whether this is the process that writes down what its group has made."""
+        return self.rank % self.sequence == 0
+
     def rows(self, batch: int) -> slice:
         """This process's samples of a batch of `batch`."""
         each = batch // self.groups
-        start = self.rank // self.sequence * each
+        start = self.group * each
         return slice(start, start + each)
 
     def parts(self, batch: int, accumulate: int) -> int:
@@ -79,6 +88,10 @@ class Ranks:
         """Whether `flag` is set in any process."""
         return flag
 
+    def together(self) -> Callable[[bool], bool]:
+        """Whether a flag is set in any process of the own group; all processes ask for it once."""
+        return bool
+
     def agree(self, number: int) -> bool:
         """Whether all processes say the same number."""
         return True
@@ -88,6 +101,8 @@ class Ranks:
 
 
 ALONE = Ranks()
+FAILED = 2
+"""Exit status of a process whose error another one has told."""
 
 
 class ManyRanks(Ranks):
@@ -100,7 +115,7 @@ class ManyRanks(Ranks):
         for p in parameters:
             if p.grad is None:
                 continue
-            if is_sharded(p):  # FSDP has taken the mean
+            if hasattr(p, "device_mesh"):  # sharded by FSDP, which has taken the mean
                 p.grad.to_local().mul_(split)  # type: ignore[attr-defined]
             else:
                 dist.all_reduce(p.grad)
@@ -123,6 +138,20 @@ class ManyRanks(Ranks):
     def any(self, flag: bool) -> bool:
         return self._most(int(flag)) > 0
 
+    def together(self) -> Callable[[bool], bool]:
+        import torch.distributed as dist
+
+        if self.sequence == 1:
+            return bool
+        own, _ = dist.new_subgroups(self.sequence, backend="gloo")
+
+        def any_of_group(flag: bool) -> bool:
+            found = torch.tensor(int(flag))
+            dist.all_reduce(found, dist.ReduceOp.MAX, own)
+            return bool(found)
+
+        return any_of_group
+
     def agree(self, number: int) -> bool:
         most, least = self._most(number), -self._most(-number)
         return most == least
@@ -142,10 +171,12 @@ class ManyRanks(Ranks):
 def joined(sequence: int | None = None, device: str | None = None) -> Iterator[Ranks]:
     """The processes that torchrun started, for the length of the block; else `ALONE`.
 
-    Each takes the GPU of its number on its machine, unless `device` is the CPU.
+    Each takes the GPU of its number on its machine, unless `device` is the CPU. Where several fail,
+    mostly for the same reason, the error leaves this in the first of them only.
 
     Raises:
         AccVideoError: torch cannot do that, or the numbers do not go together.
+        SystemExit: another process has raised its error before.
     """
     import torch.distributed as dist
 
@@ -155,21 +186,32 @@ def joined(sequence: int | None = None, device: str | None = None) -> Iterator[R
         yield ALONE
         return
     _check_torch()
-    _check_device(device)
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    if on_cuda:
-        torch.cuda.set_device(dist.get_node_local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
     try:
-        _check_sequence(sequence, size := dist.get_world_size())
-        many = ManyRanks(dist.get_rank(), size, sequence, _processes_here(size))
-        yield many if size > 1 else ALONE
+        _check_device(device)
+        on_cuda = device != "cpu" and torch.cuda.is_available()
+        if on_cuda:
+            torch.cuda.set_device(dist.get_node_local_rank())
+        _check_sequence(sequence, size)
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        group = dist.PrefixStore("accvideo", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size)
+        yield ManyRanks(rank, size, sequence, _processes_here(size)) if size > 1 else ALONE
     except AccVideoError:  # others may wait for this process, which torchrun then ends
+        if store.add("accvideo failed", 1) > 1:
+            raise SystemExit(FAILED) from None
         raise
     except BaseException:
-        dist.destroy_process_group()
+        _leave()
         raise
-    dist.destroy_process_group()
+    _leave()
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _processes_here(size: int) -> int:
@@ -209,6 +251,6 @@ def _check_torch() -> None:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
     except ImportError as error:
         raise AccVideoError(
-            f"torch {torch.__version__} cannot train in several processes; "
+            f"torch {torch.__version__} cannot work in several processes; "
             "install torch 2.7 or newer, built with torch.distributed"
         ) from error
