@@ -13,6 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..accvideo_core.errors import AccVideoError
+from ..accvideo_core.models.placement import MAIN_MEMORY
+from ..accvideo_core.models.placement import move as _move
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
@@ -25,7 +27,6 @@ ACTIVATIONS = 0.2
 VAE_MEMORY = 2 * 2**30
 """Bytes that decoding a tile may take."""
 
-MAIN_MEMORY = torch.device("cpu")
 ALL = 1e30
 """More bytes than any device has."""
 
@@ -167,30 +168,3 @@ def free_host_memory() -> int:
 def _bytes(modules: list[nn.Module]) -> int:
     shared = {parameter for module in modules for parameter in module.parameters()}
     return sum(parameter.numel() * parameter.element_size() for parameter in shared)
-
-
-@torch.inference_mode(False)
-def _move(modules: list[nn.Module], device: torch.device, keep: nn.Module | None = None) -> None:
-    """Move what the modules hold, except what `keep` holds as well."""
-    for part, name, x in apart(modules, keep):
-        if isinstance(x, nn.Parameter):
-            x.data = _moved(x.data, device)
-            x.grad = None if x.grad is None else x.grad.to(device)
-        else:
-            part._buffers[name] = _moved(x, device)
-
-
-def _moved(x: Tensor, device: torch.device) -> Tensor:
-    """On the device, and fit for a backward pass even if ComfyUI moved it in inference mode."""
-    x = x.to(device)
-    return x.clone() if x.is_inference() else x
-
-
-def apart(
-    modules: list[nn.Module], keep: nn.Module | None
-) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """(owner, name, tensor) of every weight and buffer that `keep` does not hold as well."""
-    shared = set() if keep is None else {id(x) for x in [*keep.parameters(), *keep.buffers()]}
-    for part in (part for module in modules for part in module.modules()):
-        own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
-        yield from ((part, name, x) for name, x in own if id(x) not in shared)

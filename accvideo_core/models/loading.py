@@ -50,6 +50,8 @@ class Teacher:
     """The folder or the files that were given."""
     vae_path: Path | None = None
     """Folder or file of the VAE, if there is one."""
+    device: torch.device | None = None
+    """Where text encoders and VAE compute; None is where the network is."""
     vae_dtype: torch.dtype = torch.float32
     """Number format that the VAE is loaded in."""
     text_cache: Path | None = None
@@ -79,7 +81,7 @@ class Teacher:
         Each is taken, and encoded, when it is asked for, and alone: its numbers never follow from
         its neighbours, so that they come out the same when only some are made again.
         """
-        family, device = self.model.family, self.model.device
+        family, device = self.model.family, self._device
         scale = family.guidance if guidance is None else guidance
         cache, pipeline = self._text_cache(), None
 
@@ -149,7 +151,7 @@ class Teacher:
         self.model.latent_spec.shape(frames, height, width)
 
     def _encode(self, pipeline: Any, text: str, image: Tensor | None, frames: int) -> Condition:
-        family, device = self.model.family, self.model.device
+        family, device = self.model.family, self._device
         if image is None:
             return family.encode(pipeline, [text], device)
         assert family.encode_image is not None
@@ -177,22 +179,22 @@ class Teacher:
 
     @property
     def vae(self) -> VideoVAE:
-        """The VAE, in `vae_dtype` on the network's device."""
+        """The VAE, in `vae_dtype`."""
         if self._vae is None:
             if self.vae_path is None:
                 raise AccVideoError(
                     f"{self.folder.name!r} holds the network alone and no VAE; use ComfyUI's VAE "
                     "nodes, or load the teacher together with a VAE or from its diffusers folder"
                 )
-            module = load_vae(self.vae_path, self.model.device, self.vae_dtype)
+            module = load_vae(self.vae_path, self._device, self.vae_dtype)
             self._vae = VideoVAE(module, self.model.latent_spec)
         return self._vae
 
     def tiny_vae(self, path: Path) -> TinyDecoder:
-        """The tiny decoder in a file, where the network is and in its number format."""
+        """The tiny decoder in a file, in the network's number format."""
         if path not in self._tiny:
             model = self.model
-            self._tiny[path] = load_tiny_decoder(path, model, model.device, model.dtype)
+            self._tiny[path] = load_tiny_decoder(path, model, self._device, model.dtype)
         return self._tiny[path]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
@@ -202,7 +204,12 @@ class Teacher:
             if self._vae is not None:
                 self._vae.module.to(device)
             self._tiny.clear()  # which are soon loaded again
+        self.device = None
         return self
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.device if self.device is None else self.device
 
     def _text_cache(self) -> TextCache | None:
         if self.text_cache is None:

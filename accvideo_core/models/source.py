@@ -45,6 +45,8 @@ class TeacherSource:
     """"fp8" or "nf4" packs the blocks' weights; None leaves them as they are stored."""
     threads: int | None = None
     """CPU threads of torch, for the whole process; None leaves them as they are."""
+    in_main_memory: bool = False
+    """Leaves the network there; only text encoders and VAE use `device`."""
 
     def absolute(self) -> TeacherSource:
         """The same files, independent of the current folder."""
@@ -72,23 +74,26 @@ class TeacherSource:
             torch.set_num_threads(self.threads)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         path = self.path or embedded_teacher_path()
-        on_cuda = device.startswith("cuda")
+        # What is packed goes to its device packed: it may not fit there otherwise.
+        at_once = self.weights is None and not self.in_main_memory
         teacher = load_teacher(
             path if self.low_noise is None else (path, self.low_noise),
-            # What is packed goes to its device packed: it may not fit there otherwise.
-            device=device if self.weights is None else "cpu",
+            device=device if at_once else "cpu",
             dtype=self._dtype(device),
             variant=self.variant,
             vae=self.vae,
             # On the CPU memory is the system's business.
             free_memory=(
-                torch.cuda.mem_get_info(device)[0] if on_cuda and self.weights is None else None
+                torch.cuda.mem_get_info(device)[0]
+                if at_once and device.startswith("cuda")
+                else None
             ),
         )
-        teacher = self._with_loras(teacher)
+        teacher = self._with_loras(replace(teacher, device=torch.device(device)))
         if self.weights is None:
             return teacher
-        return replace(teacher, model=pack_weights(teacher.model, self.weights, device))
+        home = "cpu" if self.in_main_memory else device
+        return replace(teacher, model=pack_weights(teacher.model, self.weights, home))
 
     def _dtype(self, device: str) -> torch.dtype:
         import torch

@@ -27,6 +27,7 @@ def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
     import torch
 
     management, move = devices.management, devices._move
+    placement = importlib.import_module("pack.accvideo_core.models.placement")
     network = teacher.model.module
     meta, here = torch.device("meta"), torch.device("cpu")
     rooms: list[object] = []
@@ -36,7 +37,7 @@ def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
     def moved(modules: list[Any], device: Any, keep: Any = None) -> None:
         moves.append((modules[0], device))
         if modules[0] is network and keep is not None:
-            carried.extend(part for part, _, _ in devices.apart(modules, keep))
+            carried.extend(part for part, _, _ in placement.apart(modules, keep))
         if keep is None:
             move(modules, device)
 
@@ -90,6 +91,7 @@ def main(comfyui: str, base: str) -> None:
     sys.modules["pack.nodes"] = nodes
     devices = importlib.import_module("pack.nodes.devices")
     student = importlib.import_module("pack.accvideo_core.distill.student")
+    placement = importlib.import_module("pack.accvideo_core.models.placement")
 
     class Model:
         source = "small"
@@ -117,7 +119,7 @@ def main(comfyui: str, base: str) -> None:
 
     copied = student.shared_copy(network)
     copied.append(nn.Linear(8, 8))
-    moved = {(part, name) for part, name, _ in devices.apart([copied], network)}
+    moved = {(part, name) for part, name, _ in placement.apart([copied], network)}
     facts["shared weights stay"] = moved == {(copied[2], "weight"), (copied[2], "bias")}
 
     facts |= swapped(devices, teacher, copied)
