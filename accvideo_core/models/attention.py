@@ -116,8 +116,8 @@ class Attend:
     """Of a sparse pattern, for a batch without padding."""
     parts: tuple[Part, ...] = ()
     """Of a batch with padding."""
-    in_parts: Callable[..., Tensor] | None = None
-    """What attends to them, outside of compiled code, which would be compiled for their lengths."""
+    padded: bool = False
+    """Whether there are any. Compiled code asks for nothing else about them."""
 
     def to_all(self, q: Tensor, k: Tensor, v: Tensor, text: int, mask: Tensor | None) -> Tensor:
         """[B, M, H, D]: every token of a sample to every other; the last `text` are its text's.
@@ -138,18 +138,9 @@ class Attend:
         if not self.known:
             self._check_unknown(mask)
             return self.run(q, k, v, mask)
-        if self.in_parts is None:
+        if not self.padded:
             return self.run(q, k, v, self.mask)
-        return self.in_parts(q, k, v, text)
-
-    def _in_parts(self, q: Tensor, k: Tensor, v: Tensor, text: int) -> Tensor:
-        video = q.shape[1] - text
-        out = torch.zeros_like(q)
-        for part in self.parts:
-            rows, tokens = slice(part.start, part.stop), slice(video + part.text)
-            some = [x[rows, tokens] for x in (q, k, v)]
-            out[rows, tokens] = self.run(some[0], some[1], some[2], part.mask)
-        return out
+        return _in_parts(self, q, k, v, text)
 
     def _check_unknown(self, mask: Tensor | None) -> None:
         if self.pattern is not None or (self.processes is not None and mask is not None):
@@ -171,15 +162,14 @@ class Attend:
         lengths = _text_lengths(cond) if self.joins_text else [0] * len(cond)
         if any(length != text for length in lengths):
             self.parts = tuple(self._parts(grid, lengths))
-            outside: Any = torch.compiler.disable(self._in_parts)
-            self.in_parts = outside
+            self.padded = True
         else:
             self.mask = self._mask(grid, text)
         self.known = True
         try:
             yield
         finally:
-            self.known, self.mask, self.parts, self.in_parts = False, None, (), None
+            self.known, self.mask, self.parts, self.padded = False, None, (), False
 
     def _choose(self, shape: Shape) -> None:
         kernel = fastest(shape)
@@ -200,6 +190,18 @@ class Attend:
             return None
         make = block_mask if self.kernel.name == "flex" else token_mask
         return make(self.pattern, grid, text, self.numbers.device)
+
+
+@torch.compiler.disable
+def _in_parts(attend: Attend, q: Tensor, k: Tensor, v: Tensor, text: int) -> Tensor:
+    """Outside of compiled code, which would be compiled for the lengths of every batch."""
+    video = q.shape[1] - text
+    out = torch.zeros_like(q)
+    for part in attend.parts:
+        rows, tokens = slice(part.start, part.stop), slice(video + part.text)
+        some = [x[rows, tokens] for x in (q, k, v)]
+        out[rows, tokens] = attend.run(some[0], some[1], some[2], part.mask)
+    return out
 
 
 def decided(blocks: Sequence[nn.Module]) -> Hashable:

@@ -1,8 +1,8 @@
 """CUDA graphs: a network's forward pass is captured once and replayed, kernel after kernel.
 
 Small videos keep a GPU waiting for the host, which launches every kernel by itself; a graph is one
-launch. It is captured for given sizes: other batches, videos and lengths of text are captured when
-they are met, which takes about as long as `WARM_UPS` + 1 forward passes.
+launch. It is captured for given sizes: other batches, videos and lengths of text (of each prompt of
+a batch) are captured when they are met, which takes about as long as `WARM_UPS` + 1 forward passes.
 
 What is captured are addresses. Weights must stay where they are for as long as graphs live, so that
 swapped blocks are refused; what changes from question to question is copied into tensors that stay.
