@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .guidance import Cfg
     from .models.loading import Teacher
     from .models.source import TeacherSource
+    from .models.video_model import VideoModel
     from .sampling import HasVelocity, SamplePlan
+    from .speed import Speed
     from .trajectories.prompts import PromptEntry
     from .trajectories.store import TrajectoryDataset
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 def teacher_of(args: Namespace, dtype_name: str | None = None) -> Teacher:
     """The teacher asked for, in `dtype_name` where that is not for the user to choose."""
     source = source_of(args)
-    return (source if dtype_name is None else replace(source, dtype=dtype_name)).load()
+    teacher = (source if dtype_name is None else replace(source, dtype=dtype_name)).load()
+    return replace(teacher, text_cache=getattr(args, "text_cache", None))
 
 
 def source_of(args: Namespace) -> TeacherSource:
@@ -51,6 +54,8 @@ def source_of(args: Namespace) -> TeacherSource:
         dtype=getattr(args, "dtype", None),
         weights=args.weights,
         threads=args.threads,
+        # What does not fit the device goes there block by block, and only while it computes.
+        in_main_memory=getattr(args, "swap_blocks", 0) > 0,
     )
 
 
@@ -209,17 +214,26 @@ def guidance_of(args: Namespace, teacher: Teacher) -> tuple[Prompt | None, Cfg]:
 class Sampling:
     """How videos are sampled: a student's own way, a preset's, or the teacher's."""
 
-    model: HasVelocity
+    network: VideoModel
     times: Times
     guidance: float | None = None
+    """Embedded guidance; None is what the prompts carry."""
     solver: str = "euler"
+    negative: Prompt | None = None
+    cfg: Cfg | None = None
+    """Classifier-free guidance away from `negative`; None is none."""
+
+    def asked(self, network: VideoModel, batched: str = "auto") -> HasVelocity:
+        """What is asked for velocities: `network`, which is this one's or a faster form of it."""
+        from .guidance import guided
+
+        return guided(network, self.negative, self.cfg, batched)
 
 
 def sampling_of(
     args: Namespace, teacher: Teacher, student: Student | None, plan: SamplePlan
 ) -> Sampling:
     """What --student, --preset, --steps, --shift, --cfg and --negative ask for together."""
-    from .guidance import guided
     from .presets import preset
 
     family = teacher.model.family
@@ -230,7 +244,7 @@ def sampling_of(
                 f"{len(student.key_times) - 1} key times; leave {name} out"
             )
     if student is not None:
-        return Sampling(student, student.key_times, student.info.guidance)
+        return Sampling(student.model, student.key_times, student.info.guidance)
     if args.preset is not None:
         chosen = preset(args.preset)
         if family.name not in chosen.families:
@@ -240,8 +254,40 @@ def sampling_of(
             )
         return Sampling(teacher.model, chosen.times, chosen.guidance, chosen.solver)
     negative, cfg = guidance_of(args, teacher)
-    asked = guided(teacher.model, negative, cfg)
-    return Sampling(asked, family.time_grid(args.steps, args.shift, (plan.height, plan.width)))
+    times = family.time_grid(args.steps, args.shift, (plan.height, plan.width))
+    return Sampling(teacher.model, times, negative=negative, cfg=cfg)
+
+
+def speed_of(args: Namespace) -> Speed:
+    """How the network is to compute, by the options of `argument_groups.speed`."""
+    from .speed import Speed
+
+    given = {
+        "attention": args.attention,
+        "sparse": getattr(args, "sparse", None),
+        "compile": args.compile,
+        "cuda_graphs": args.cuda_graphs,
+        "fp8": getattr(args, "fp8", False),
+        "swap_blocks": args.swap_blocks,
+        "cfg_batch": (getattr(args, "cfg_batch", None) or "auto").replace("-", " "),
+    }
+    return Speed(**{name: value for name, value in given.items() if value is not None})
+
+
+def exact_speed_of(args: Namespace) -> Speed | None:
+    """The same for what is recorded or measured; None, and every byte as always, where nothing is
+    asked for.
+
+    Raises:
+        AccVideoError: it would change what the teacher answers.
+    """
+    from .speed import check_exact
+
+    if not (args.attention or args.compile or args.cuda_graphs or args.swap_blocks):
+        return None
+    speed = speed_of(args)
+    check_exact(speed)
+    return speed
 
 
 def recipe_of(args: Namespace) -> Recipe:

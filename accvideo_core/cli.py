@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from . import argument_groups as groups
 from .errors import AccVideoError
 from .monitor import Cancelled
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import commands, dataset_commands, run_commands
+    from . import commands, dataset_commands, run_commands, sample_commands
 
     parser = argparse.ArgumentParser(
         prog="accvideo",
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
               "clips runs/adv --student runs/traj/student.safetensors"))  # fmt: skip
     _recipe(add("recipe", run_commands.recipe, "list, explain and save recipes of training",
                 "adversarial --set lora.rank=64 --out mine.json"))  # fmt: skip
-    _sample(add("sample", commands.sample, "sample videos from a student or from the teacher",
+    _sample(add("sample", sample_commands.sample,
+                "sample videos from a student or from the teacher",
                 "out --student student.safetensors --prompt "
                 '"a red circle moving left on a plain background"'))  # fmt: skip
     _export(add("export", commands.export, "write a student for ComfyUI's loaders or for diffusers",
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
                  "runs/traj/student.safetensors"))  # fmt: skip
     dataset_commands.add_arguments(
         add("dataset", None, "check, measure, merge, divide or export a dataset",
-            "verify clips --repair"), _teacher)  # fmt: skip
+            "verify clips --repair"), groups.teacher)  # fmt: skip
     _compare(add("compare", commands.compare,
                  "measure students against their teacher, or draw training runs on one page",
                  "report --student fast=student.safetensors --world 128\n"
@@ -98,9 +100,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="dataset folder; recording goes on if it exists")
-    _teacher(parser)
-    _prompts(parser)
-    _size(parser)
+    groups.teacher(parser)
+    groups.prompts(parser)
+    groups.size(parser)
     parser.add_argument("--samples", type=int, default=1, help="samples per prompt (1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
     parser.add_argument("--steps", type=int, help="teacher steps (the family's official number)")
@@ -114,7 +116,8 @@ def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="records at once (8)")
     parser.add_argument("--shift", type=float, help="shift of the time grid (the family's)")
     parser.add_argument("--times", help='the time grid itself, such as "1,0.9,0.5,0"')
-    _cfg(parser)
+    groups.cfg(parser)
+    groups.speed(parser, exact=True)
     _cluster(parser)
 
 
@@ -151,7 +154,7 @@ def _tune(parser: argparse.ArgumentParser) -> None:
 def _training(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument("dataset", type=Path, help="dataset folder that `record` made")
     parser.add_argument("run", type=Path, help="run folder; training goes on if it exists")
-    _teacher(parser)
+    groups.teacher(parser)
     parser.add_argument("--recipe", default=recipe, help=f"{_recipes()} ({recipe})")
     _changes(parser)
     parser.add_argument(
@@ -209,19 +212,24 @@ def _changes(parser: argparse.ArgumentParser) -> None:
 
 def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder for the MP4s")
-    _teacher(parser)
-    _prompts(parser)
-    _size(parser)
-    parser.add_argument("--student", type=Path, help="student file; its own key times are used")
-    parser.add_argument("--steps", type=int, help="steps of the teacher's grid, without --student")
-    parser.add_argument("--preset", help="times and solver of a public few-step model")
-    parser.add_argument("--shift", type=float, help="shift of the teacher's grid (the family's)")
-    _cfg(parser)
+    groups.teacher(parser)
+    groups.prompts(parser)
+    groups.size(parser)
+    groups.sampling(parser)
     parser.add_argument("--samples", type=int, default=1, help="samples per prompt (1)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise (1)")
     parser.add_argument("--batch", type=int, default=8, help="clips at once (8)")
     parser.add_argument("--fps", type=float, default=8, help="frames per second (8)")
     parser.add_argument("--upscale", type=int, help="enlarge pixels (small clips, to 128 pixels)")
+    groups.decoding(parser)
+    groups.speed(parser)
+    parser.add_argument(
+        "--sequence-parallel",
+        type=int,
+        metavar="N",
+        help="under torchrun: N processes divide the tokens of a clip, where otherwise processes "
+        "divide the clips (1)",
+    )
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
@@ -232,7 +240,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         help="file to write (.safetensors; two with _high_noise and _low_noise for a model of two "
         "experts), or for full weights in diffusers' layout a folder",
     )
-    _network(parser)
+    groups.network(parser)
     parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
     parser.add_argument(
@@ -263,7 +271,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
         "--record", help="of a dataset: an id, its beginning, a number, first, last or random"
     )
     parser.add_argument("--out", type=Path, help="folder for the record's pictures and curves")
-    _teacher(parser)
+    groups.teacher(parser)
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
@@ -278,9 +286,9 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="PAGE", help="HTML file to draw runs on (compare.html)"
     )
-    _teacher(parser)
-    _prompts(parser)
-    _size(parser)
+    groups.teacher(parser)
+    groups.prompts(parser)
+    groups.size(parser)
     parser.add_argument(
         "--student",
         action="append",
@@ -291,7 +299,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", default="", help='more teacher steps to show, such as "10,4" (the students\')'
     )
-    _cfg(parser)
+    groups.cfg(parser)
     parser.add_argument("--samples", type=int, default=2, help="samples per prompt (2)")
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of the noise, not the dataset's (1)"
@@ -302,6 +310,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--curves", type=Path, action="append", default=[], help="run folder whose losses to draw"
     )
+    groups.speed(parser, exact=True)
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -309,80 +318,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trajectories", type=int, default=256, help="to record (256)")
     parser.add_argument("--updates", type=int, default=200, help="of each training stage (200)")
     parser.add_argument("--clips", type=int, default=64, help="prompts to compare on (64)")
-    _machine(parser)
-
-
-def _teacher(parser: argparse.ArgumentParser) -> None:
-    _network(parser)
-    _machine(parser)
-
-
-def _network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        help="diffusers folder, or a checkpoint file (the tiny embedded HunyuanVideo)",
-    )
-    parser.add_argument("--low-noise", type=Path, help="Wan 2.2 A14B: the low-noise checkpoint")
-    parser.add_argument("--variant", help="family that a checkpoint's tensors cannot tell")
-    parser.add_argument("--vae", type=Path, help="diffusers VAE folder, or Wan's VAE file")
-    for name, target in (("", "the teacher"), ("-high", "its high-noise expert"),
-                         ("-low", "its low-noise expert")):  # fmt: skip
-        parser.add_argument(
-            f"--lora{name}",
-            action="append",
-            default=[],
-            metavar="FILE[=STRENGTH]",
-            help=f"LoRA to put on {target}; may be repeated",
-        )
-    parser.add_argument(
-        "--lora-mode",
-        choices=("merge", "adapter"),
-        default="merge",
-        help="merge into the weights, or keep beside them (merge)",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("fp8", "nf4"),
-        help="pack the blocks' weights into 8 or 4.5 bits after loading (as they are stored)",
-    )
-
-
-def _cfg(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cfg", type=float, help="classifier-free guidance of the teacher (the family's; 1: none)"
-    )
-    parser.add_argument("--negative", help="negative prompt that goes with it (the family's)")
-
-
-def _machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
-    parser.add_argument("--dtype", help="of the network (bfloat16 on cuda, float32 on cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
-
-
-def _prompts(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("prompts (at least one of them)")
-    group.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
-    group.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="text file with a prompt a line, JSON, CSV, Parquet, or a folder of images with "
-        "captions",
-    )
-    group.add_argument("--column", metavar="NAME", help="column of that file with the prompts")
-    group.add_argument(
-        "--world", type=int, default=0, metavar="N", help="N of the embedded teacher (to 378)"
-    )
-
-
-def _size(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("size of the clips (the student's or embedded teacher's)")
-    group.add_argument("--frames", type=int, help="number of frames")
-    group.add_argument("--height", type=int, help="pixels")
-    group.add_argument("--width", type=int, help="pixels")
-
+    groups.machine(parser)
 
 if __name__ == "__main__":  # torchrun -m accvideo_core.cli
     raise SystemExit(main())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import (
     decoder_of,
+    exact_speed_of,
     guidance_of,
     kept_states,
     late_prompts_of,
@@ -19,7 +20,6 @@ from .arguments import (
     plan_of,
     prompts_of,
     recipe_of,
-    sampling_of,
     source_of,
     teacher_of,
     whole_number,
@@ -46,6 +46,8 @@ STUDENT_FILE = "student.safetensors"
 
 def record(args: Namespace) -> None:
     """Record trajectories, here or with workers on a cluster."""
+    from .speed import sped_up
+    from .trajectories.record import prepare
     from .trajectories.record import record as work
 
     for name in ("workers", "lease"):
@@ -54,9 +56,13 @@ def record(args: Namespace) -> None:
     if args.cluster is not None:
         _record_on_cluster(args)
         return
-    model, prompts, spec, negative = _recording(args)
+    speed = exact_speed_of(args)
+    teacher, prompts, spec, negative = _recording(args)
     with Terminal(sys.stderr) as terminal:
-        dataset = work(model, prompts, spec, args.dataset, terminal, negative)
+        if args.swap_blocks:  # while the text encoders have the device to themselves
+            prepare(teacher.model, prompts, spec, args.dataset, negative, terminal)
+        with sped_up(teacher.model, speed, teacher.device) as model:
+            dataset = work(model, prompts, spec, args.dataset, terminal, negative)
     print(f"{len(dataset)} trajectories are in {args.dataset}")
 
 
@@ -64,11 +70,12 @@ def _record_on_cluster(args: Namespace) -> None:
     from .trajectories.cluster import Cluster, connected, record_on_cluster
     from .trajectories.crew import Patience
 
+    speed = exact_speed_of(args)
     patience = Patience() if args.lease is None else Patience(lease_seconds=args.lease)
     cluster = Cluster(args.cluster, args.workers, args.device, args.threads or 1, patience)
     source = source_of(args).absolute()
     device = source.device and source.device.partition(":")[0]  # Ray says which GPU it is
-    source = replace(source, device=device, threads=cluster.threads)
+    source = replace(source, device=device, threads=cluster.threads, speed=speed)
     with connected(cluster):  # first, because encoding takes long
         dataset, batches = _prepared(args)
         with Terminal(sys.stderr) as terminal:
@@ -88,19 +95,19 @@ def _prepared(args: Namespace) -> tuple[TrajectoryDataset, list[Batch]]:
 
     from .trajectories.record import plan, prepare
 
-    model, prompts, spec, negative = _recording(args)
+    teacher, prompts, spec, negative = _recording(args)
     with Terminal(sys.stderr) as terminal:
-        dataset = prepare(model, prompts, spec, args.dataset, negative, terminal)
+        dataset = prepare(teacher.model, prompts, spec, args.dataset, negative, terminal)
     batches = plan(dataset, prompts, spec.samples_per_prompt)
-    del model, prompts
+    del teacher, prompts
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return dataset, batches
 
 
-def _recording(args: Namespace) -> tuple[VideoModel, list[AnyPrompt], RecordSpec, Prompt | None]:
-    """The teacher's network, prompts, settings and negative prompt that `record` is asked for."""
+def _recording(args: Namespace) -> tuple[Teacher, list[AnyPrompt], RecordSpec, Prompt | None]:
+    """The teacher, prompts, settings and negative prompt that `record` is asked for."""
     from .trajectories.record import RecordSpec
 
     teacher = teacher_of(args)
@@ -121,7 +128,7 @@ def _recording(args: Namespace) -> tuple[VideoModel, list[AnyPrompt], RecordSpec
         shift=args.shift,
         times=None if args.times is None else numbers_of(args.times),
     )
-    return teacher.model, late_prompts_of(args, teacher, plan), spec, negative
+    return teacher, late_prompts_of(args, teacher, plan), spec, negative
 
 
 def distill(args: Namespace) -> None:
@@ -148,35 +155,6 @@ def tune(args: Namespace) -> None:
         times = start.key_times
         recipe = replace(recipe, student_steps=len(times) - 1, key_times=times)
         _train(args, teacher, dataset, recipe, start, ranks, listener)
-
-
-def sample(args: Namespace) -> None:
-    """Sample MP4s."""
-    from .conditioning import Condition
-    from .evaluate.publish import file_name
-    from .export import load_student
-    from .sampling import sample as work
-    from .video import write_video
-
-    teacher = teacher_of(args)
-    student = None if args.student is None else load_student(args.student, teacher.model)
-    plan = plan_of(args, teacher, student)
-    how = sampling_of(args, teacher, student, plan)
-    prompts = prompts_of(args, teacher, plan)
-    condition = Condition.cat([prompt.condition for prompt in prompts])
-    condition = condition.with_guidance(how.guidance)
-    upscale = args.upscale or max(1, 128 // plan.height)
-    spec = teacher.model.latent_spec
-    with Terminal(sys.stderr) as terminal:
-        for number in range(args.samples):
-            noise = plan.noise(spec, prompts, args.seed, number)
-            latents = work(
-                how.model, condition, noise, how.times, terminal, args.batch, how.solver, args.seed
-            )
-            for prompt, latent in zip(prompts, spec.crop(latents, plan.frames), strict=True):
-                name = f"{file_name(prompt.text)[:80]}_{prompt.id[:6]}_{number}.mp4"
-                frames = teacher.vae.decode(latent[None])[0]
-                terminal.say(str(write_video(args.out / name, frames, args.fps, upscale)))
 
 
 def export(args: Namespace) -> None:
@@ -246,6 +224,7 @@ def compare(args: Namespace) -> None:
     from .export import load_student
     from .guidance import Guided, guided
 
+    speed = exact_speed_of(args)
     teacher = teacher_of(args)
     students = []
     for text in args.student:
@@ -268,6 +247,7 @@ def compare(args: Namespace) -> None:
             samples_per_prompt=args.samples,
             plan=None if args.frames is None else plan_of(args, teacher),
             asked=asked if isinstance(asked, Guided) else None,
+            speed=speed,
         )
     curves = {run.name: run / "metrics.jsonl" for run in args.curves}
     publish(report, out, curves=curves, fps=args.fps)

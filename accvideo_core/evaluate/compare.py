@@ -27,6 +27,7 @@ from ..models.loading import Teacher
 from ..models.video_model import Family, VideoModel
 from ..monitor import Monitor, Progress, silent
 from ..sampling import SamplePlan, sample
+from ..speed import Speed, sped_up
 from . import metrics
 from .judge import Judge
 from .report import Measured, Report
@@ -65,6 +66,7 @@ def compare(
     plan: SamplePlan | None = None,
     shown: int = 8,
     asked: Guided | None = None,
+    speed: Speed | None = None,
 ) -> Report:
     """Measure contenders on the same prompts and noise.
 
@@ -81,6 +83,7 @@ def compare(
         plan: size of the clips; None takes a student's own, or the procedural world's.
         shown: prompts whose first clip is kept for pictures.
         asked: the teacher under its guidance, where it is asked with any.
+        speed: how all of them compute; None as they do by themselves.
     """
     prompts = list({prompt.id: prompt for prompt in prompts}.values())
     _check(contenders, prompts, samples_per_prompt, batch_size)
@@ -95,7 +98,10 @@ def compare(
         )
     bench = _Bench(teacher, prompts, samples_per_prompt, seed, batch_size, plan, judge, shown)
     line_up = _with_reference(asked or teacher.model, teacher.model.family, contenders, plan)
-    measured = [bench.measure(contender, monitor) for contender in line_up]
+    measured = []
+    for contender in line_up:
+        with sped_up(_network(contender.model), speed, teacher.device):
+            measured.append(bench.measure(contender, monitor))
     real = bench.measure_real(monitor) if judge else []
     return Report(
         {one.name: one for one in (*real, *measured)},
@@ -107,6 +113,10 @@ def compare(
         judge.real_features(real_clips, batch_size) if judge else None,
         notes,
     )
+
+
+def _network(model: VideoModel | Guided | Student) -> VideoModel:
+    return model if isinstance(model, VideoModel) else model.model
 
 
 @dataclass(eq=False)

@@ -79,6 +79,18 @@ def check_divisible(model: VideoModel, shape: Sequence[int], n: int) -> None:
             )
 
 
+def divided(model: VideoModel, shape: Sequence[int], group: Group) -> VideoModel:
+    """`model` for latents of `shape` [C, T, H, W], its tokens divided among the group's processes.
+
+    Raises:
+        AccVideoError: as `check_divisible` and `divide_sequence`.
+    """
+    if group.sequence == 1:
+        return model
+    check_divisible(model, shape, group.sequence)
+    return divide_sequence([model], group)[0]
+
+
 def divide_sequence(models: Sequence[VideoModel], group: Group) -> list[VideoModel]:
     """The models over the same networks, which are changed in place to divide their tokens.
 

@@ -12,6 +12,7 @@ from ..errors import AccVideoError
 if TYPE_CHECKING:
     import torch
 
+    from ..speed import Speed
     from .loading import Teacher
 
 
@@ -47,6 +48,8 @@ class TeacherSource:
     """CPU threads of torch, for the whole process; None leaves them as they are."""
     in_main_memory: bool = False
     """Leaves the network there; only text encoders and VAE use `device`."""
+    speed: Speed | None = None
+    """How whoever loads the teacher is to have it compute; None as it does by itself."""
 
     def absolute(self) -> TeacherSource:
         """The same files, independent of the current folder."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import AccVideoError
 from ..monitor import Cancelled
+from ..speed import sped_up
 from .leases import Answer, Home, Lease, Pulse
 from .record import Batch, Outcome, Recorder
 from .store import TrajectoryDataset
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Whatever can load a teacher, anywhere: `models.source.TeacherSource`, or a test's own."""
+    """Whatever can load a teacher, anywhere: `models.source.TeacherSource`, or a test's own.
+
+    If it has a `speed`, the teacher is sped up by it.
+    """
 
     def load(self) -> Any:
         """Something with a VideoModel as its `model`."""
@@ -37,6 +42,7 @@ class Worker:
         self._source = source
         self._folder = folder
         self._recorder: Recorder | None = None
+        self._speed = ExitStack()
         self._pulse = Pulse()
         self._stopping = False
 
@@ -45,7 +51,11 @@ class Worker:
         try:
             # The dataset first: loading takes long.
             dataset = self._open()
-            model = self._source.load().model
+            teacher = self._source.load()
+            speed = getattr(self._source, "speed", None)
+            # For as long as the process lives.
+            fast = sped_up(teacher.model, speed, getattr(teacher, "device", None))
+            model = self._speed.enter_context(fast)
             self._recorder = Recorder(model, dataset)
         except AccVideoError as error:
             return Answer(refused=str(error))

@@ -38,6 +38,11 @@ TINY = ["--set", "train_steps=4", "--set", "lora.rank=2", "--set", "batch_size=2
 
 
 class SmallVAE:
+    footprint = None
+
+    def decode_bytes(self, x: torch.Tensor, _free: int | None = None) -> torch.Tensor:
+        return (self.decode(x) * 255).round().to(torch.uint8)
+
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         big = x[:, :3].repeat_interleave(4, 3).repeat_interleave(4, 4)
         video = torch.cat([big[:, :, :1], big[:, :, 1:].repeat_interleave(4, 2)], dim=2)
