@@ -9,6 +9,7 @@ from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
 from .inspect import AccVideoInspectTrajectory
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
+from .speed import AccVideoSpeed
 from .student import AccVideoExportStudent, AccVideoLoadStudent, AccVideoSaveStudent
 from .teacher import (
     AccVideoEncodePrompts,
@@ -32,6 +33,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoExportStudent,
     AccVideoLoadStudent,
     AccVideoSchedule,
+    AccVideoSpeed,
     AccVideoSample,
     AccVideoDecode,
     AccVideoCompare,

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..accvideo_core.speed import Speed, check_exact
 from . import paths
-from .devices import on_device
 from .guidance import guidance_for, guidance_inputs
 from .inputs import time_shift, video_size
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import AccVideoDataset, AccVideoModel, NativeConditioning, from_native
+from .speed import at_speed, speed_input
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
@@ -65,8 +66,11 @@ class AccVideoRecordTrajectories(io.ComfyNode):
         negative: NativeConditioning | None = None,
         cfg: float = 0.0,
         shift: float = 0.0,
+        speed: Speed | None = None,
     ) -> io.NodeOutput:
         from ..accvideo_core.trajectories.record import RecordSpec, record
+
+        check_exact(speed)
 
         against, scale = guidance_for(model, negative, cfg)
         spec = RecordSpec(
@@ -84,7 +88,7 @@ class AccVideoRecordTrajectories(io.ComfyNode):
         )
         folder = paths.dataset_folder(dataset)
         prompts = from_native(conditioning, model.model)
-        with on_device(model):
+        with at_speed(model, model.model, speed):
             monitor = NodeMonitor(previewer(model))
             recorded = record(model.model, prompts, spec, folder, monitor, against)
         paths.note_recorded(dataset)
@@ -147,6 +151,10 @@ def _record_inputs() -> list[io.Input]:
         ),
         *guidance_inputs(),
         time_shift(),
+        speed_input(
+            "Speed Settings that change no result but by rounding: attention, compile, "
+            "cuda_graphs, swap_blocks. Without them every byte is as it always was."
+        ),
     ]
 
 

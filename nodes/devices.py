@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..accvideo_core.errors import AccVideoError
-from ..accvideo_core.models.placement import MAIN_MEMORY
+from ..accvideo_core.models.placement import MAIN_MEMORY, apart
 from ..accvideo_core.models.placement import move as _move
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..accvideo_core.trajectories.stats import Decode
 
 ACTIVATIONS = 0.2
-"""Memory asked for beside the weights, in units of the weights."""
+"""Memory asked for beside the weights, in units of the weights, where it is not known."""
 
 VAE_MEMORY = 2 * 2**30
 """Bytes that decoding a tile may take."""
@@ -52,7 +52,7 @@ _patchers: WeakKeyDictionary[Teacher, dict[str, ModelPatcher]] = WeakKeyDictiona
 
 @contextmanager
 def on_device(
-    teacher: Teacher, *modules: nn.Module, waiting: Sequence[nn.Module] = ()
+    teacher: Teacher, *modules: nn.Module, waiting: Sequence[nn.Module] = (), room: int = 0
 ) -> Iterator[list[nn.Module]]:
     """Have the teacher's network and the modules on ComfyUI's device for the block.
 
@@ -63,6 +63,7 @@ def on_device(
     Args:
         waiting: parts of the network whose weights stay in main memory, for the block to bring
             them over when it needs them. Everything else of ComfyUI's makes room then.
+        room: bytes that the block takes beside the weights; 0 where that is not known.
 
     Yields the list of what is put away afterwards; append modules that were made in the block.
     """
@@ -77,24 +78,27 @@ def on_device(
         _move([network], MAIN_MEMORY)
         _move([network], device, keep=nn.ModuleList(waiting))
     else:
-        _load(teacher, "network", network, _bytes(placed))
+        _load(teacher, "network", network, _bytes(placed, network), room)
     # What is shared with the teacher must stay where the teacher is.
-    _move(placed, device, keep=network)
+    _move(placed, device, keep=nn.ModuleList([network, *waiting]))
     try:
         yield placed
     finally:
-        _move(placed, home, keep=network)
+        _move(placed, home, keep=nn.ModuleList([network, *waiting]))
         if waiting:
             _move([network], MAIN_MEMORY)
         management.soft_empty_cache()
 
 
 @contextmanager
-def vae_on_device(teacher: Teacher) -> Iterator[VideoVAE]:
-    """Have the teacher's VAE on ComfyUI's device for the block."""
+def vae_on_device(teacher: Teacher, room: int = VAE_MEMORY) -> Iterator[VideoVAE]:
+    """Have the teacher's VAE on ComfyUI's device for the block, with `room` bytes to work in.
+
+    Networks leave the device where there is no such room beside them.
+    """
     vae = teacher.vae
     if management.get_torch_device().type != "cpu":
-        _load(teacher, "vae", vae.module, VAE_MEMORY)
+        _load(teacher, "vae", vae.module, 0, room)
     yield vae
 
 
@@ -131,8 +135,10 @@ def patcher_of(teacher: Teacher, part: str, module: nn.Module) -> ModelPatcher:
     return patchers[part]
 
 
-def _load(teacher: Teacher, part: str, module: nn.Module, beside: float) -> None:
-    """Let ComfyUI put `module` on its device, with room for `beside` bytes and activations."""
+def _load(teacher: Teacher, part: str, module: nn.Module, beside: int, room: int = 0) -> None:
+    """Let ComfyUI put `module` on its device, with room for `beside` bytes and activations, of
+    which there are `room` bytes where that is known.
+    """
     patcher = patcher_of(teacher, part, module)
     total: Any = management.get_total_memory(patcher.load_device)
     if patcher.model_size() > total:
@@ -142,13 +148,25 @@ def _load(teacher: Teacher, part: str, module: nn.Module, beside: float) -> None
         )
     # Weights that were moved inside ComfyUI's inference mode could never be trained.
     with torch.inference_mode(False):
-        needed = int(ACTIVATIONS * patcher.model_size() + beside)
+        needed = (room or int(ACTIVATIONS * patcher.model_size())) + beside
         management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
 
 
 @torch.inference_mode(False)
 def _unload_all(device: torch.device) -> None:
     management.free_memory(ALL, device)
+
+
+def free_memory() -> int:
+    """Bytes of ComfyUI's device that can still be taken."""
+    free: Any = management.get_free_memory(management.get_torch_device())
+    return int(free)
+
+
+def all_memory() -> int:
+    """Bytes of ComfyUI's device, taken or not."""
+    total: Any = management.get_total_memory(management.get_torch_device())
+    return int(total)
 
 
 def default_dtype() -> torch.dtype:
@@ -165,6 +183,7 @@ def free_host_memory() -> int:
     return int(free)
 
 
-def _bytes(modules: list[nn.Module]) -> int:
-    shared = {parameter for module in modules for parameter in module.parameters()}
-    return sum(parameter.numel() * parameter.element_size() for parameter in shared)
+def _bytes(modules: list[nn.Module], keep: nn.Module) -> int:
+    """Of what the modules hold and `keep` does not."""
+    own = {id(x): x for _, _, x in apart(modules, keep)}
+    return sum(x.numel() * x.element_size() for x in own.values())

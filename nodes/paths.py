@@ -19,6 +19,9 @@ NONE = "(none)"
 NETWORKS = "diffusion_models"
 """Key of ComfyUI's folders of networks; models/unet is one of them."""
 
+DECODERS = "vae_approx"
+"""Key of ComfyUI's folder of small networks that stand in for VAEs."""
+
 STUDENTS = "accvideo"
 """Key of our folder among ComfyUI's model folders, and its name in models/."""
 
@@ -92,6 +95,21 @@ def lora_file(name: str) -> Path:
     found = folder_paths.get_full_path("loras", name) if name in lora_names() else None
     if found is None:
         raise AccVideoError(f"there is no LoRA {name!r} in models/loras; put it there and refresh")
+    return Path(found)
+
+
+def decoder_names() -> list[str]:
+    """Names of the files in models/vae_approx."""
+    return folder_paths.get_filename_list(DECODERS)
+
+
+def decoder_file(name: str) -> Path:
+    """The file of a decoder that `decoder_names` lists."""
+    found = folder_paths.get_full_path(DECODERS, name) if name in decoder_names() else None
+    if found is None:
+        raise AccVideoError(
+            f"there is no decoder {name!r} in models/{DECODERS}; put it there and refresh"
+        )
     return Path(found)
 
 

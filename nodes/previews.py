@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .decoders import decoder_for_previews, tiny_decoder
 from .monitor import PICTURE_SIZE, Preview
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ LATENT_FORMATS = {
 
 
 def previewer(teacher: Teacher, draw: Draw | None = None) -> Preview | None:
-    """Decoded frames where the VAE is small, else ComfyUI's linear map from latents to colours.
+    """Decoded frames where the VAE is small or there is a tiny decoder for these latents, else
+    ComfyUI's linear map from latents to colours.
 
     `draw` makes the picture of them; None is `strip`.
     """
@@ -50,6 +52,9 @@ def previewer(teacher: Teacher, draw: Draw | None = None) -> Preview | None:
     weights = list(vae.glob("*.safetensors")) if vae else []
     if weights and sum(path.stat().st_size for path in weights) <= SMALL_VAE:
         return lambda x: draw(teacher.vae.decode(x[:MAX_CLIPS]))
+    tiny = decoder_for_previews(teacher)
+    if tiny is not None:
+        return lambda x: draw(tiny_decoder(teacher, tiny).decode(x[:MAX_CLIPS]))
     factors = _rgb_factors(teacher.model)
     if factors is None:
         return None

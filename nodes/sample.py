@@ -5,12 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import comfy.model_management
+import comfy.model_management as management
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
 from ..accvideo_core.errors import AccVideoError
-from .devices import on_device, vae_on_device
+from ..accvideo_core.speed import Speed
+from . import paths
+from .decoders import VAE, decode_with, decoder_input
 from .guidance import guidance_for, guidance_inputs
 from .inputs import time_shift, video_size
 from .monitor import NodeMonitor
@@ -25,6 +27,7 @@ from .sockets import (
     network,
     teacher_of,
 )
+from .speed import at_speed, speed_input
 
 if TYPE_CHECKING:
     from ..accvideo_core.models.loading import Teacher
@@ -131,28 +134,32 @@ class AccVideoSample(io.ComfyNode):
         cfg: float = 0.0,
         shift: float = 0.0,
         preset: str = OWN,
+        speed: Speed | None = None,
     ) -> io.NodeOutput:
         from ..accvideo_core.conditioning import Condition
         from ..accvideo_core.guidance import guided
         from ..accvideo_core.sampling import SamplePlan, sample
+        from ..accvideo_core.sampling_room import Need
 
+        how = speed or Speed()
         net, teacher = network(model), teacher_of(model)
         spec = net.latent_spec
         prompts = from_native(conditioning, net)
-        noise = SamplePlan(frames, height, width).noise(spec, prompts, seed)
+        size = SamplePlan(frames, height, width)
+        noise = size.noise(spec, prompts, seed)
         plan = sampling_plan(model, preset, steps, shift, (height, width), sigmas)
         # A few-step model has its guidance in its weights.
         against, scale = guidance_for(teacher, negative, cfg or (plan.cfg if plan.few_step else 0))
-        asked = guided(net, against, scale)
+        asked = guided(net, against, scale, how.cfg_batch)
         condition = Condition.cat([prompt.condition for prompt in prompts])
+        condition = condition.with_guidance(plan.guidance)
+        at_once, device = min(batch_size, len(prompts)), management.get_torch_device()
+        need = Need(asked, condition, size, at_once, how, device)
         monitor = NodeMonitor(previewer(teacher))
-        with on_device(teacher, net.module):
-            x = sample(
-                asked, condition.with_guidance(plan.guidance), noise, plan.times, monitor,
-                batch_size, plan.solver, seed,
-            )  # fmt: skip
+        with at_speed(teacher, net, how, need):
+            x = sample(asked, condition, noise, plan.times, monitor, batch_size, plan.solver, seed)
         samples = spec.from_model(spec.crop(x, frames))
-        return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())})
+        return io.NodeOutput({"samples": samples.to(management.intermediate_device())})
 
 
 def _sample_inputs() -> list[io.Input]:
@@ -187,6 +194,7 @@ def _sample_inputs() -> list[io.Input]:
         *guidance_inputs(),
         time_shift(),
         preset_input("Sample as this public few-step model wants, whose weights were loaded."),
+        speed_input("Speed Settings. Without them the fastest exact attention is used."),
     ]
 
 
@@ -199,9 +207,10 @@ class AccVideoDecode(io.ComfyNode):
             node_id="AccVideoDecode",
             display_name="Decode Video",
             category=CATEGORY,
-            description="Decode latents with the teacher's own VAE. Several clips follow one "
-            "another in time; ComfyUI's VAE Decode with the model's VAE works in its place.",
-            search_aliases=["VAE decode", "latent to video", "latent to image"],
+            description="Decode latents with the teacher's own VAE, or many times faster with a "
+            "tiny decoder. Several clips follow one another in time; ComfyUI's VAE Decode with the "
+            "model's VAE works in its place.",
+            search_aliases=["VAE decode", "latent to video", "latent to image", "TAEHV", "taew2_1"],
             inputs=[
                 AccVideoModel.Input("model", tooltip="The teacher whose VAE is used."),
                 io.Latent.Input("latent", tooltip="Latents of one or more clips."),
@@ -216,6 +225,7 @@ class AccVideoDecode(io.ComfyNode):
                     "fps", default=24.0, min=1.0, max=120.0, step=1.0,
                     tooltip="Frames per second of the video.",
                 ),
+                decoder_input(),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames, in order of time."),
@@ -225,8 +235,12 @@ class AccVideoDecode(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, decoder: str = VAE) -> bool | str:
+        return True if decoder == VAE else paths.complaint(paths.decoder_file, decoder)
+
+    @classmethod
     def execute(
-        cls, model: Teacher, latent: dict[str, Any], index: int, fps: float
+        cls, model: Teacher, latent: dict[str, Any], index: int, fps: float, decoder: str = VAE
     ) -> io.NodeOutput:
         samples = latent["samples"]
         if index >= len(samples):
@@ -236,8 +250,7 @@ class AccVideoDecode(io.ComfyNode):
             )
         chosen = samples if index < 0 else samples[index : index + 1]
         spec = model.model.latent_spec
-        with vae_on_device(model) as vae:
-            images = vae.decode(spec.to_model(spec.check(chosen, "the latents")))
-        images = images.flatten(0, 1).to(comfy.model_management.intermediate_device())
+        images = decode_with(decoder, model, spec.to_model(spec.check(chosen, "the latents")))
+        images = images.flatten(0, 1).to(management.intermediate_device())
         clip = Types.VideoComponents(images=images, frame_rate=Fraction(fps))
         return io.NodeOutput(images, InputImpl.VideoFromComponents(clip))

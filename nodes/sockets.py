@@ -35,7 +35,10 @@ OURS = "accvideo_"
 AccVideoModel = io.Custom("ACCVIDEO_MODEL")
 AccVideoDataset = io.Custom("ACCVIDEO_DATASET")
 AccVideoStudent = io.Custom("ACCVIDEO_STUDENT")
-"""Carried on them: models.loading.Teacher, trajectories.store.TrajectoryDataset, StudentHandle."""
+SpeedSettings = io.Custom("ACCVIDEO_SPEED")
+"""Carried on them: models.loading.Teacher, trajectories.store.TrajectoryDataset, StudentHandle,
+speed.Speed.
+"""
 
 NativeConditioning = list[list[Any]]
 """[[text embedding [1, L, D], {"pooled_output": ..., "attention_mask": ..., "guidance": ...}]]."""
