@@ -117,11 +117,12 @@ def _sample(
     from .models.placement import MAIN_MEMORY, move
     from .pipelining import Finishing
     from .sampling import sample as sampled
-    from .speed import sped_up
+    from .speed import check_speed, sped_up
 
     if not work.batches:  # more processes than clips
         return
     how, plan, spec = work.how, work.plan, work.teacher.model.latent_spec
+    check_speed(speed, how.network)
     monitor = _Overall(terminal, ranks, len(work.batches))
     network = divided(how.network, spec.shape(plan.frames, plan.height, plan.width), ranks)
     finish = _Finish(args, work, _room(work, speed, ranks))

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import Condition
+from .errors import AccVideoError
 from .guidance import Guided
 from .latents import LatentSpec
 from .models.fitting import Sampling, Savings, check_memory
-from .models.footprint import Footprint, Unplannable, free_memory, tensor_bytes, tensors_of
+from .models.footprint import Footprint, free_memory, tensor_bytes, tensors_of
 from .models.loading import Teacher
 from .models.pipeline_folder import encoder_parts
 from .models.placement import MAIN_MEMORY, move
@@ -116,7 +117,7 @@ class Need:
         if key not in counted:
             try:
                 counted[key] = sampling.takes(savings)
-            except Unplannable:
+            except AccVideoError:  # Unplannable; or what will be refused where it is done
                 counted[key] = None
         return counted[key]
 

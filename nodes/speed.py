@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..accvideo_core.speed import CHOICES, Speed, sped_up
+from ..accvideo_core.speed import CHOICES, Speed, check_speed, sped_up
 from .devices import free_memory, on_device
 from .sockets import SpeedSettings
 
@@ -79,6 +79,8 @@ def at_speed(
     Raises:
         AccVideoError: what it needs does not fit, or the machine lacks what `speed` asks for.
     """
+    if speed is not None:
+        check_speed(speed, network)
     waiting = waiting_blocks(network, teacher.model, speed)
     room = 0 if need is None else need.working
     with on_device(teacher, network.module, waiting=waiting, room=room):
