@@ -78,24 +78,27 @@ class Watch:
         """Inside, calls of `modules` are noted under their names."""
         with ExitStack() as stack:
             for name, module in modules.items():
-                before = module.register_forward_pre_hook(
-                    self._enter, prepend=True, with_kwargs=True
-                )
-                after = module.register_forward_hook(self._leaver(name), always_call=True)
+                enter, leave = self._hooks(name, module)
+                before = module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+                after = module.register_forward_hook(leave, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             yield
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._open:
-            self._open.append(self._open[0])
-        else:
-            self._open.append((self.timeline.mark(), Call.of(module, args, kwargs)))
+    def _hooks(self, name: str, module: nn.Module) -> tuple[Callable[..., None], ...]:
+        """What to call before and after `module`; copies of it inherit these, and are not noted."""
 
-    def _leaver(self, name: str) -> Callable[..., None]:
-        def leave(*_: Any) -> None:
+        def enter(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if called is not module:
+                return
+            inner = self._open[:1]
+            self._open += inner or [(self.timeline.mark(), Call.of(module, args, kwargs))]
+
+        def leave(called: nn.Module, *_: Any) -> None:
+            if called is not module:
+                return
             start, call = self._open.pop()
             if not self._open:
                 self.spans.append(Span(name, start, self.timeline.mark(), call))
 
-        return leave
+        return enter, leave
