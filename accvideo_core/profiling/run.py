@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..conditioning import Prompt
 from ..flow import Times
 from ..models.experts import networks_of
+from ..models.footprint import free_memory
 from ..models.loading import Teacher
 from ..models.video_model import Family, VideoModel
 from ..monitor import Monitor, Progress
@@ -51,7 +52,7 @@ class Run:
     def __init__(self, teacher: Teacher, job: Job, out: Path | None, monitor: Monitor) -> None:
         self.job, self.out, self.monitor = job, out, monitor
         self.teacher, self.spec = teacher, teacher.model.latent_spec
-        self.device = teacher.model.device
+        self.device = teacher.device or teacher.model.device
         self.timeline = Timeline(self.device)
         self.watch = Watch(self.timeline)
         self.stages: list[Span] = []
@@ -100,7 +101,8 @@ class Run:
             return
         vae = self.teacher.vae  # loaded when it is first asked for
         with self._stage("decoding"), self.watch.on(_inner(vae)):
-            frames = vae.decode(self.spec.crop(self.latents, self.job.plan.frames))
+            latents = self.spec.crop(self.latents, self.job.plan.frames)
+            frames = vae.decode_bytes(latents, free_memory(self.device))
         if self.out is not None:
             with self._stage("writing"):
                 write_video(self.out, frames[0], self.job.fps)
