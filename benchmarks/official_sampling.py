@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from accvideo_core.conditioning import Condition
 from accvideo_core.latents import seeded_noise
 from accvideo_core.models import FAMILIES, VideoModel
+from accvideo_core.speed import Speed, sped_up
 from benchmarks.sampling_cases import Case, cases
 from benchmarks.sampling_rows import Options, Result, against
 from scripts.parity import official
@@ -50,7 +51,8 @@ def official_network(case: Case, folder: Path) -> tuple[nn.Module, Any]:
 def share_weights(case: Case, theirs: nn.Module) -> VideoModel:
     """Our model with the values of theirs."""
     model = case.model()
-    table = FAMILIES[case.family].key_table(model.module.config)
+    config: Any = model.module.config
+    table = FAMILIES[case.family].key_table(config)
     state: dict[str, Tensor] = {}
     for name, value in theirs.state_dict().items():
         state |= dict(table.to_diffusers(name, value))
@@ -71,6 +73,7 @@ def their_answer(network: Any, case: Case, cond: Condition, noise: Tensor, rope:
 
 @torch.no_grad()
 def our_answer(model: VideoModel, cond: Condition, noise: Tensor) -> Tensor:
+    """The same of ours, asked once."""
     return model.velocity(noise, TIME, cond)
 
 
@@ -95,5 +98,10 @@ def bench(options: Options) -> list[Result]:
     rope = official.hunyuan_rope(code, list(case.config["rope_axes_dim"]), grid)
     facts = {"tokens": case.tokens, "text": cond.text.shape[1], "padded_text": case.padded}
     theirs = partial(their_answer, network, case, cond, noise, rope)
-    ours = partial(our_answer, model, cond, noise)
-    return [against("a step / AccVideo's code", AIM, options.repeats, ours, theirs, **facts)]
+    rows = []
+    for name, speed in {"": Speed(), ", compiled": Speed(compile=True)}.items():
+        title = f"a step{name} / AccVideo's code"
+        with sped_up(model, speed, backend="eager" if options.quick else "inductor") as fast:
+            ours = partial(our_answer, fast, cond, noise)
+            rows.append(against(title, AIM, options.repeats, ours, theirs, **facts))
+    return rows

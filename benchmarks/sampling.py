@@ -2,7 +2,7 @@
 
     loop       sample() against the network's forward passes alone                     <= 1.02 x
     pipelines  a clip against diffusers' HunyuanVideoPipeline and WanPipeline          <= 0.90 x
-               and the memory of a process that does so                                <= 1.00 x
+    memory     of a process that loads one of these and makes a clip                   <= 1.00 x
     official   the network against AccVideo's own code (--official FOLDER)             <= 1/1.2 x
     steps      what a step costs after many against what it costs after few            <= 1.05 x
     tokens     how time grows with tokens, beside floating-point operations
@@ -40,9 +40,10 @@ from accvideo_core.guidance import Cfg, Guided  # noqa: E402
 from accvideo_core.models import VideoModel  # noqa: E402
 from accvideo_core.profiling.counting import call_of  # noqa: E402
 from accvideo_core.sampling import SamplePlan, sample  # noqa: E402
+from accvideo_core.speed import Speed, sped_up  # noqa: E402
 from benchmarks.bench import timed  # noqa: E402
 from benchmarks.sampling_cases import Case, cases, hunyuan, parameters  # noqa: E402
-from benchmarks.sampling_pipelines import diffusers_clip, our_clip, peak  # noqa: E402
+from benchmarks.sampling_pipelines import SIDES, OurClip, diffusers_clip, peak  # noqa: E402
 from benchmarks.sampling_rows import (  # noqa: E402
     HEADER,
     NO_AIM,
@@ -86,8 +87,7 @@ def bench_loop(options: Options) -> list[Result]:
     """sample() against as many passes, with and without guidance."""
     results = []
     for case in cases(options.quick).values():
-        if not options.quick:  # shorter steps show more of the loop
-            case = replace(case, plan=SamplePlan(9, case.plan.height // 2, case.plan.width // 2))
+        case = case if options.quick else shorter(case)
         model, cond, negative = case.model(), case.condition(), case.condition(9, "negative")
         asked: list[tuple[str, Any, list[Condition]]] = [("", model, [cond])]
         if case.family == "wan_t2v":
@@ -116,35 +116,37 @@ def in_silence(*given: Any) -> None:
 
 
 def bench_pipelines(options: Options) -> list[Result]:
-    """Whole clips, in time and in memory."""
+    """Whole clips. Ours keep the encoded prompt; what encoding takes is told beside."""
     results = []
     for family, case in cases(options.quick).items():
         with tempfile.TemporaryDirectory(prefix="sampling-") as name:
             folder = case.save(Path(name) / "pipeline")
+            ours = OurClip(case, folder, STEPS)
+            facts = {
+                "tokens": case.tokens,
+                "text": ours.prompt.condition.text.shape[1],
+                "padded_text": case.padded,
+                "parameters_m": parameters(ours.teacher.model.module),
+                "encode_s": timed(ours.encode)[0],
+            }
             theirs = diffusers_clip(case, folder, STEPS)
-            sides = {"prompt kept": False, "prompt encoded": True}
-            for label, anew in sides.items():
-                results.append(
-                    against(
-                        f"{family}: clip / diffusers, {label}",
-                        NO_AIM if anew else 0.9,
-                        options.repeats,
-                        our_clip(case, folder, STEPS, anew),
-                        theirs,
-                        tokens=case.tokens,
-                        padded_text=case.padded,
-                        parameters_m=parameters(case.network()),
-                    )
-                )
-            if sys.platform == "linux":
-                ours, others = (
-                    statistics.median(peak(side, family, folder, options.quick) for _ in range(3))
-                    for side in ("ours", "diffusers")
-                )
-                memory = {"ours": ours / 1e6, "theirs": others / 1e6, "unit": "MB"}
-                results.append(
-                    Result(f"{family}: memory / diffusers", ours / others, 1.0, **memory)
-                )
+            title = f"{family}: clip / diffusers"
+            results.append(against(title, 0.9, options.repeats, ours, theirs, **facts))
+    return results
+
+
+def bench_memory(options: Options) -> list[Result]:
+    """Whole clips, from loading on, each in a process of its own."""
+    if sys.platform != "linux":
+        logging.warning("memory: skipped, because it is read from /proc")
+        return []
+    results = []
+    for family, case in cases(options.quick).items():
+        with tempfile.TemporaryDirectory(prefix="sampling-") as name:
+            folder = case.save(Path(name) / "pipeline")
+            ours, theirs = (peak(side, family, folder, options.quick) / 1e6 for side in SIDES)
+        sides = {"ours": ours, "theirs": theirs, "unit": "MB"}
+        results.append(Result(f"{family}: memory / diffusers", ours / theirs, 1.0, **sides))
     return results
 
 
@@ -182,8 +184,8 @@ def bench_steps(options: Options) -> list[Result]:
     middle = len(counts) // 2
     early, late = slope(medians, counts[: middle + 1]), slope(medians, counts[middle:])
     facts = {"seconds": medians, "fixed_s": medians[counts[0]] - counts[0] * slope(medians, counts)}
-    sides = {"ours": late, "theirs": early}
-    return [Result("a late step / an early step", late / early, 1.05, **sides, facts=facts)]
+    name = "a late step / an early step"
+    return [Result(name, late / early, 1.05, ours=late, theirs=early, facts=facts)]
 
 
 def slope(points: dict[int, float], at: Sequence[float]) -> float:
@@ -236,15 +238,74 @@ def step_operations(model: VideoModel, cond: Condition, noise: Tensor) -> int:
     return call_of(model.module, lambda: model.velocity(noise, 0.5, cond)).cost().flops
 
 
+# Settings -------------------------------------------------------------------------------------
+
+
+SPEEDS: dict[str, Speed] = {
+    "the defaults": Speed(),
+    "compile": Speed(compile=True),
+    "fp8": Speed(fp8=True),
+    "sparse radial": Speed(sparse="radial"),
+    "half of the blocks swapped": Speed(swap_blocks=3),
+    "guidance in one batch": Speed(cfg_batch="batched"),
+}
+"""Each alone, so that it is seen what it does."""
+
+
+def bench_speed(options: Options) -> list[Result]:
+    """Each setting against a model of the same weights without any."""
+    results = []
+    backend = "eager" if options.quick else "inductor"
+    for family, whole in cases(options.quick).items():
+        case = whole if options.quick else shorter(whole)
+        for name, speed in SPEEDS.items():
+            if speed.cfg_batch == "auto" or case.family == "wan_t2v":
+                title = f"{family}: {name} / plain"
+                results.append(with_speed(title, case, speed, options.repeats, backend))
+    return results
+
+
+def with_speed(title: str, case: Case, speed: Speed, repeats: int, backend: str) -> Result:
+    """Two steps; what changes results by more than rounding has its error told and no limit."""
+    cond, negative, times = case.condition(), case.condition(20, "negative"), (1.0, 0.5, 0.0)
+
+    def work(model: VideoModel, batched: str) -> Tensor:
+        guided = batched != "auto"
+        asked = Guided(model, negative, Cfg(5.0), batched) if guided else model
+        return sample(asked, cond, case.noise(), times)
+
+    speed = replace(speed, swap_blocks=min(speed.swap_blocks, case.model().num_blocks))
+    plain = "auto" if speed.cfg_batch == "auto" else "in turn"
+    with sped_up(case.model(), speed, backend=backend) as fast:
+        row = against(
+            title,
+            NO_AIM,
+            repeats,
+            partial(work, fast, speed.cfg_batch),
+            partial(work, case.model(), plain),
+            tokens=case.tokens,
+        )
+    if not speed.inexact:
+        return row
+    return replace(row, difference=None, facts={**row.facts, "error": row.difference})
+
+
+def shorter(case: Case) -> Case:
+    """Fewer tokens, whose steps show more of what is around the network."""
+    return replace(case, plan=SamplePlan(9, case.plan.height // 2, case.plan.width // 2))
+
+
 # The table ------------------------------------------------------------------------------------
 
 
 BENCHES: dict[str, Callable[[Options], list[Result]]] = {
     "loop": bench_loop,
     "pipelines": bench_pipelines,
+    "memory": bench_memory,
     "official": bench_official,
     "steps": bench_steps,
     "tokens": bench_tokens,
+    "speed": bench_speed,
 }
 
 

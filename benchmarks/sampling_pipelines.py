@@ -26,6 +26,7 @@ from accvideo_core.flow import Times, time_grid
 from accvideo_core.guidance import Cfg, guided
 from accvideo_core.models.loading import load_teacher
 from accvideo_core.sampling import sample
+from accvideo_core.speed import Speed, sped_up
 from benchmarks.loading import ROOT, status
 from benchmarks.sampling_cases import NEGATIVE, PROMPT, Case, cases
 
@@ -35,25 +36,23 @@ Clip = Callable[[], Tensor]
 """Makes the frames [T, H, W, 3] in [0, 1]."""
 
 
-def our_clip(case: Case, folder: Path, steps: int, encode_anew: bool = False) -> Clip:
-    """Ours, loaded, with the prompt encoded already or each time."""
-    teacher = load_teacher(folder)
-    times = times_of(case, steps)
-    cfg = Cfg(CFG[case.family])
+class OurClip:
+    """Ours, loaded, with the prompt encoded."""
 
-    def encoded() -> tuple[Prompt, Prompt | None]:
-        negative = None if cfg.none else teacher.encode_prompts([NEGATIVE])[0]
-        return teacher.encode_prompts([PROMPT])[0], negative
+    def __init__(self, case: Case, folder: Path, steps: int) -> None:
+        self.case, self.teacher = case, load_teacher(folder)
+        self.times, self.cfg = times_of(case, steps), Cfg(CFG[case.family])
+        self.prompt, self.negative = self.encode()
 
-    kept = None if encode_anew else encoded()
+    def encode(self) -> tuple[Prompt, Prompt | None]:
+        negative = None if self.cfg.none else self.teacher.encode_prompts([NEGATIVE])[0]
+        return self.teacher.encode_prompts([PROMPT])[0], negative
 
-    def clip() -> Tensor:
-        prompt, negative = kept or encoded()
-        model = guided(teacher.model, negative, cfg)
-        latents = sample(model, prompt.condition, case.noise(), times)
-        return teacher.vae.decode(latents)[0]
-
-    return clip
+    def __call__(self) -> Tensor:
+        with sped_up(self.teacher.model, Speed()) as model:
+            asked = guided(model, self.negative, self.cfg)
+            latents = sample(asked, self.prompt.condition, self.case.noise(), self.times)
+        return self.teacher.vae.decode(latents)[0]
 
 
 def diffusers_clip(case: Case, folder: Path, steps: int) -> Clip:
@@ -85,7 +84,8 @@ def _clip(pipeline: Any, case: Case, **given: Any) -> Clip:
 
     def clip() -> Tensor:
         made = pipeline(prompt=PROMPT, **size, latents=case.noise(), output_type="pt", **given)
-        return made.frames[0].permute(0, 2, 3, 1)
+        frames: Tensor = made.frames[0]
+        return frames.permute(0, 2, 3, 1)
 
     return clip
 
@@ -102,7 +102,7 @@ def times_of(case: Case, steps: int) -> Times:
 
 
 SIDES: dict[str, Callable[[Case, Path, int], Clip]] = {
-    "ours": our_clip,
+    "ours": OurClip,
     "diffusers": diffusers_clip,
 }
 

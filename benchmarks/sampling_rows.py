@@ -89,7 +89,8 @@ def line(row: Result) -> str:
     sides = "".join(f"{'' if x is None else f'{x:.4g}':>10}" for x in (row.ours, row.theirs))
     cpu = "" if row.cpu_figure is None else f"{row.cpu_figure:.3f}"
     aim = "" if row.aim == NO_AIM else f"{row.aim:.3f}"
-    apart = "" if row.difference is None else f"{row.difference:.1e}"
+    told = row.difference if row.difference is not None else row.facts.get("error")
+    apart = "" if told is None else f"{told:.1e}"
     stated = row.aim != NO_AIM or not row.passed
     verdict = ("PASS" if row.passed else "FAIL") if stated else ""
     name = row.name if row.unit == "s" else f"{row.name} ({row.unit})"

@@ -12,9 +12,9 @@ import torch
 
 from accvideo_core.sampling import SamplePlan
 from benchmarks import sampling
-from benchmarks.sampling import bench_tokens
+from benchmarks.sampling import SPEEDS, bench_speed, bench_tokens
 from benchmarks.sampling_cases import cases, hunyuan
-from benchmarks.sampling_pipelines import diffusers_clip, our_clip
+from benchmarks.sampling_pipelines import OurClip, diffusers_clip
 from benchmarks.sampling_rows import SAME, Options, Result, difference, line
 
 QUICK = Options(quick=True, repeats=1)
@@ -47,7 +47,7 @@ def test_rows_hold_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_both_sides_make_the_same_clip(family: str, tmp_path: Path) -> None:
     case = cases(quick=True)[family]
     folder = case.save(tmp_path / "pipeline")
-    ours, theirs = our_clip(case, folder, 3)(), diffusers_clip(case, folder, 3)()
+    ours, theirs = OurClip(case, folder, 3)(), diffusers_clip(case, folder, 3)()
     plan = case.plan
     assert ours.shape == (plan.frames, plan.height, plan.width, 3)
     apart = difference(ours, theirs)
@@ -80,6 +80,19 @@ def test_exponents_follow_from_the_rows() -> None:
     expected = math.log(flops[1] / flops[0]) / math.log(tokens[1] / tokens[0])
     assert last.theirs == pytest.approx(expected) and 1 < expected < 2
     assert last.figure == pytest.approx((last.ours or 0) / expected)
+
+
+def test_settings_are_compared_with_a_plain_model_of_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wan = cases(quick=True)["wan_t2v"]
+    monkeypatch.setattr(sampling, "cases", lambda _quick: {"wan_t2v": wan})
+    found = {row.name: row for row in bench_speed(QUICK)}
+    assert len(found) == len(SPEEDS)
+    for name, row in found.items():
+        inexact = "fp8" in name or "sparse" in name
+        error = row.facts["error"] if inexact else row.difference
+        assert 0 <= error < (0.5 if inexact else SAME), name
 
 
 def test_without_a_checkout_the_official_rows_are_left_out(tmp_path: Path) -> None:
