@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import commands, dataset_commands, run_commands, sample_commands
+    from . import commands, dataset_commands, profile_commands, run_commands, sample_commands
 
     parser = argparse.ArgumentParser(
         prog="accvideo",
@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
                  "measure students against their teacher, or draw training runs on one page",
                  "report --student fast=student.safetensors --world 128\n"
                  "  accvideo compare runs/a runs/b --out page.html"))  # fmt: skip
+    profile_commands.add_arguments(
+        add("profile", profile_commands.profile, "say where the time of sampling a clip goes",
+            'out --prompt "a red circle moving left on a plain background"'))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser
