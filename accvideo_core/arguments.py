@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .distill.recipes import Recipe
     from .distill.student import Student
     from .flow import Times
-    from .guidance import Cfg
+    from .guidance import Cfg, Guided
     from .models.loading import Teacher
     from .models.source import TeacherSource
     from .models.video_model import VideoModel
-    from .sampling import HasVelocity, SamplePlan
+    from .sampling import SamplePlan
     from .speed import Speed
     from .trajectories.prompts import PromptEntry
     from .trajectories.store import TrajectoryDataset
@@ -223,7 +223,7 @@ class Sampling:
     cfg: Cfg | None = None
     """Classifier-free guidance away from `negative`; None is none."""
 
-    def asked(self, network: VideoModel, batched: str = "auto") -> HasVelocity:
+    def asked(self, network: VideoModel, batched: str = "auto") -> VideoModel | Guided:
         """What is asked for velocities: `network`, which is this one's or a faster form of it."""
         from .guidance import guided
 

@@ -140,7 +140,7 @@ class Attend:
             return self.run(q, k, v, mask)
         if not self.padded:
             return self.run(q, k, v, self.mask)
-        return _in_parts(self, q, k, v, text)
+        return _in_parts(self, q, k, v, text)  # type: ignore[call-arg]
 
     def _check_unknown(self, mask: Tensor | None) -> None:
         if self.pattern is not None or (self.processes is not None and mask is not None):
