@@ -46,7 +46,7 @@ def test_a_sampling_that_does_not_fit_is_refused_with_what_would() -> None:
     free = needed(batch=3) - weights() - 1000
     with pytest.raises(AccVideoError, match="set batch to 2"):
         Need(model, cond, PLAN, 3, Speed(), CPU).room(free)
-    with pytest.raises(AccVideoError, match="choose smaller or shorter videos"):
+    with pytest.raises(AccVideoError, match="set weights to fp8"):
         Need(model, cond, PLAN, 3, Speed(), CPU).room(1000)
     guided = Guided(model, cond, Cfg(3.0), "batched")
     free = needed(batch=2) - weights() - 1000
@@ -82,7 +82,7 @@ def test_clips_are_decoded_beside_the_network_only_where_that_costs_no_tiles(
     # Where there is no better place, tiles are no reason to wait.
     few = footprint.needed(shape, footprint.choose(shape, takes - 1))
     assert few < takes and Room(few, takes - 1).decodes_beside(vae, plan)
-    with pytest.raises(AccVideoError, match="smallest tiles"):
+    with pytest.raises(AccVideoError, match="in the best of tiles"):
         Room(100, 100).decodes_beside(vae, plan)
 
 
