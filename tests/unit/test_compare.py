@@ -46,7 +46,7 @@ class BlockVAE:
 
 
 def stub_teacher(model: VideoModel | None = None) -> SimpleNamespace:
-    return SimpleNamespace(model=model or flow_model(), vae=BlockVAE())
+    return SimpleNamespace(model=model or flow_model(), vae=BlockVAE(), device=None)
 
 
 def flow_model() -> VideoModel:
