@@ -61,7 +61,7 @@ def record(args: Namespace) -> None:
     with Terminal(sys.stderr) as terminal:
         if args.swap_blocks:  # while the text encoders have the device to themselves
             prepare(teacher.model, prompts, spec, args.dataset, negative, terminal)
-        with sped_up(teacher.model, speed, teacher.device) as model:
+        with sped_up(teacher.model, speed, teacher.compute_device) as model:
             dataset = work(model, prompts, spec, args.dataset, terminal, negative)
     print(f"{len(dataset)} trajectories are in {args.dataset}")
 

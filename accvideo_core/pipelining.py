@@ -4,15 +4,16 @@
         for latents, path in ...:
             finishing.put((latents, path))
 
-Clips are finished one after the other, in order. One more may wait: whoever samples faster than
-clips are finished waits too, so that memory does not fill up with them.
+Clips are finished one after the other, in order; none is after one that could not be. One more
+may wait: whoever samples faster than clips are finished waits too, so that memory does not fill up
+with them.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -54,6 +55,7 @@ class Finishing(Generic[_Clip, _Result]):
         self._thread = ThreadPoolExecutor(1, "finishing")
         self._stream = torch.cuda.Stream(device) if device and device.type == "cuda" else None
         self._open: deque[Future[_Result]] = deque()
+        self._failed = False
 
     def put(self, clip: _Clip) -> None:
         """Have a clip finished; waits while another one waits.
@@ -93,11 +95,17 @@ class Finishing(Generic[_Clip, _Result]):
             self._told(result)
 
     def _run(self, clip: _Clip, ready: Any) -> _Result:
-        with self._beside(ready):
-            result = self._finish(clip)
-            if self._stream is not None:
-                self._stream.synchronize()  # the clip's memory is given to others after this
-            return result
+        if self._failed:
+            raise CancelledError  # nobody sees it: the error before it comes first
+        try:
+            with self._beside(ready):
+                result = self._finish(clip)
+                if self._stream is not None:
+                    self._stream.synchronize()  # the clip's memory is given to others after this
+                return result
+        except BaseException:
+            self._failed = True
+            raise
 
     def _beside(self, ready: Any) -> AbstractContextManager[Any]:
         if self._stream is None:

@@ -77,7 +77,7 @@ def _faster(how: Sampling, speed: Speed, teacher: Teacher) -> Iterator[HasVeloci
     """What is asked, as fast as `speed` says."""
     from .speed import sped_up
 
-    device = teacher.device or teacher.model.device
+    device = teacher.compute_device
     with sped_up(how.network, speed, device) as network:
         yield how.asked(network, speed.cfg_batch)
 

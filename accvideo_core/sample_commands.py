@@ -23,7 +23,6 @@ from .monitor import Cancelled, Held, Progress
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from .conditioning import AnyPrompt, Prompt
@@ -53,11 +52,6 @@ class _Work:
     plan: SamplePlan
     how: Sampling
     batches: Sequence[_Batch]
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything is computed."""
-        return self.teacher.device or self.teacher.model.device
 
 
 def sample(args: Namespace) -> None:
@@ -163,8 +157,8 @@ def _room(work: _Work, speed: Speed, ranks: Ranks) -> Room:
     how, batch = work.how, work.batches[0]
     condition = Condition.cat([prompt.condition for prompt in batch.prompts])
     condition = condition.with_guidance(how.guidance)
-    asked = how.asked(how.network, speed.cfg_batch)
-    return Need(asked, condition, work.plan, len(batch.prompts), speed, work.device).room()
+    asked, device = how.asked(how.network, speed.cfg_batch), work.teacher.compute_device
+    return Need(asked, condition, work.plan, len(batch.prompts), speed, device).room()
 
 
 class _Finish:
@@ -172,7 +166,7 @@ class _Finish:
 
     def __init__(self, args: Namespace, work: _Work, room: Room) -> None:
         self.args, self.work, self.room = args, work, room
-        self.device = work.device
+        self.device = work.teacher.compute_device
         self.upscale = args.upscale or max(1, 128 // work.plan.height)
         teacher = work.teacher
         self.tiny = None if args.tiny_vae is None else teacher.tiny_vae(args.tiny_vae)

@@ -100,7 +100,7 @@ def compare(
     line_up = _with_reference(asked or teacher.model, teacher.model.family, contenders, plan)
     measured = []
     for contender in line_up:
-        with sped_up(_network(contender.model), speed, teacher.device):
+        with sped_up(_network(contender.model), speed, teacher.compute_device):
             measured.append(bench.measure(contender, monitor))
     real = bench.measure_real(monitor) if judge else []
     return Report(

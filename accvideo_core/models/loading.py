@@ -81,7 +81,7 @@ class Teacher:
         Each is taken, and encoded, when it is asked for, and alone: its numbers never follow from
         its neighbours, so that they come out the same when only some are made again.
         """
-        family, device = self.model.family, self._device
+        family, device = self.model.family, self.compute_device
         scale = family.guidance if guidance is None else guidance
         cache, pipeline = self._text_cache(), None
 
@@ -151,7 +151,7 @@ class Teacher:
         self.model.latent_spec.shape(frames, height, width)
 
     def _encode(self, pipeline: Any, text: str, image: Tensor | None, frames: int) -> Condition:
-        family, device = self.model.family, self._device
+        family, device = self.model.family, self.compute_device
         if image is None:
             return family.encode(pipeline, [text], device)
         assert family.encode_image is not None
@@ -186,7 +186,7 @@ class Teacher:
                     f"{self.folder.name!r} holds the network alone and no VAE; use ComfyUI's VAE "
                     "nodes, or load the teacher together with a VAE or from its diffusers folder"
                 )
-            module = load_vae(self.vae_path, self._device, self.vae_dtype)
+            module = load_vae(self.vae_path, self.compute_device, self.vae_dtype)
             self._vae = VideoVAE(module, self.model.latent_spec)
         return self._vae
 
@@ -194,7 +194,7 @@ class Teacher:
         """The tiny decoder in a file, in the network's number format."""
         if path not in self._tiny:
             model = self.model
-            self._tiny[path] = load_tiny_decoder(path, model, self._device, model.dtype)
+            self._tiny[path] = load_tiny_decoder(path, model, self.compute_device, model.dtype)
         return self._tiny[path]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
@@ -208,7 +208,8 @@ class Teacher:
         return self
 
     @property
-    def _device(self) -> torch.device:
+    def compute_device(self) -> torch.device:
+        """Where everything is computed, though blocks of the network may wait elsewhere."""
         return self.model.device if self.device is None else self.device
 
     def _text_cache(self) -> TextCache | None:

@@ -52,7 +52,7 @@ class Run:
     def __init__(self, teacher: Teacher, job: Job, out: Path | None, monitor: Monitor) -> None:
         self.job, self.out, self.monitor = job, out, monitor
         self.teacher, self.spec = teacher, teacher.model.latent_spec
-        self.device = teacher.device or teacher.model.device
+        self.device = teacher.compute_device
         self.timeline = Timeline(self.device)
         self.watch = Watch(self.timeline)
         self.stages: list[Span] = []

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from accvideo_core.distill.ranks import ALONE, Ranks
 from accvideo_core.errors import AccVideoError
 from accvideo_core.models.attention import attention
 from accvideo_core.models.context_parallel import divide_sequence
 from accvideo_core.models.kernels import KERNELS, Limits
 from accvideo_core.models.sparse import Radial
+from accvideo_core.ranks import ALONE, Ranks
 from tests.processes import Pair
 from tests.tiny_families import case
 

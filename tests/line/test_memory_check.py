@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import analytic
@@ -100,14 +100,6 @@ def test_main_memory_tells_what_is_free() -> None:
 # The terminal ---------------------------------------------------------------------------------
 
 
-@dataclass
-class SmallTeacher:
-    """What a loaded teacher has, as far as training asks."""
-
-    model: VideoModel
-    vae_path: Path | None = None
-
-
 @pytest.fixture
 def terminal(
     teacher: VideoModel,
@@ -115,7 +107,8 @@ def terminal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[str]:
-    monkeypatch.setattr(loading, "load_teacher", lambda *_a, **_o: SmallTeacher(teacher))
+    loaded = loading.Teacher(teacher, tmp_path)
+    monkeypatch.setattr(loading, "load_teacher", lambda *_a, **_o: loaded)
     changes = ["student_steps=2", "train_steps=1", "batch_size=2", "lora.rank=4", "ema=null"]
     sets = [word for change in changes for word in ("--set", change)]
     return ["distill", str(dataset.folder), str(tmp_path / "run"), *sets]

@@ -46,7 +46,8 @@ class BlockVAE:
 
 
 def stub_teacher(model: VideoModel | None = None) -> SimpleNamespace:
-    return SimpleNamespace(model=model or flow_model(), vae=BlockVAE(), device=None)
+    cpu = torch.device("cpu")
+    return SimpleNamespace(model=model or flow_model(), vae=BlockVAE(), compute_device=cpu)
 
 
 def flow_model() -> VideoModel:
