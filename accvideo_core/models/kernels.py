@@ -182,9 +182,10 @@ def _flex(device: torch.device) -> Run:
     """Raises OSError or ImportError where nothing can be compiled."""
     if device.type == "cuda":
         importlib.import_module("triton")
-    elif not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        return _compiled_flex()
+    if not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         raise OSError("there is no C++ compiler")
-    return _compiled_flex()
+    return _flex_on_cpu()
 
 
 @cache
@@ -199,6 +200,32 @@ def _compiled_flex() -> Run:
         return compiled(q, k, v, block_mask=mask).transpose(1, 2)
 
     return run
+
+
+@cache
+def _flex_on_cpu() -> Run:
+    """The same, around two faults of what torch 2.13 makes for a CPU.
+
+    With 8 keys more than a multiple of 16 its code reads what nobody wrote; and it cannot be part
+    of other compiled code, which is left for it and taken up again.
+    """
+    flex = _compiled_flex()
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        if k.shape[1] % 16 == 8:
+            return _sdpa(q, k, v, None if mask is None else _by_token(mask))
+        return flex(q, k, v, mask)
+
+    outside: Any = torch.compiler.disable(run)
+    return outside
+
+
+def _by_token(mask: Any) -> Tensor:
+    """A BlockMask of all heads and samples -> bool [queries, keys]."""
+    pairs = mask.to_dense()[0, 0].bool()
+    for dim, (size, tokens) in enumerate(zip(mask.BLOCK_SIZE, mask.seq_lengths, strict=True)):
+        pairs = pairs.repeat_interleave(size, dim).narrow(dim, 0, tokens)
+    return pairs
 
 
 # Packages ------------------------------------------------------------------------------------

@@ -132,9 +132,10 @@ def test_flex_attention_gets_the_pattern_of_the_reference(text: int) -> None:
     assert (cut > 0) == (tokens % FINE.block > 0)
 
 
-def test_compiled_flex_attention_computes_the_reference() -> None:
+@pytest.mark.parametrize("text", [7, 8])
+def test_compiled_flex_attention_computes_the_reference(text: int) -> None:
     run = KERNELS["flex"].load(CPU)
-    pattern, grid, text = Radial(block=16), (8, 4, 8), 7
+    pattern, grid = Radial(block=16), (8, 4, 8)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 8 * 32 + text, 2, 16, generator=generator)
     with torch.no_grad():
@@ -143,6 +144,31 @@ def test_compiled_flex_attention_computes_the_reference() -> None:
     dense = kernels._sdpa(q, k, v, None)
     assert (found - expected).abs().max() < 1e-5
     assert (dense - expected).abs().max() > 0.1
+
+
+def test_flex_attention_of_eight_tokens_is_right() -> None:
+    """And with 8 more than a multiple of 16, of which code that torch makes for a CPU is not."""
+    run = KERNELS["flex"].load(CPU)
+    for tokens in (8, 24):
+        q, k, v = torch.randn(3, 1, tokens, 2, 16, generator=torch.Generator().manual_seed(0))
+        mask = block_mask(Radial(), (tokens, 1, 1), 0, CPU)
+        for chosen in (None, mask):
+            expected = kernels._sdpa(q, k, v, None)
+            assert (run(q, k, v, chosen) - expected).abs().max() < 1e-5
+
+
+def test_compiled_code_around_flex_attention_leaves_it_alone() -> None:
+    """As a part of it, torch could not compile FlexAttention of what is computed before."""
+    run = KERNELS["flex"].load(CPU)
+    mask = block_mask(Radial(block=16), (8, 4, 8), 0, CPU)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        q = torch.stack((x, -x), dim=-1).flatten(-2)
+        return run(q, q, q, mask).sin()
+
+    x = torch.randn(1, 256, 2, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (torch.compile(block)(x) - block(x)).abs().max() < 1e-5
 
 
 def longer(made: Case, frames: int = 8) -> Case:
