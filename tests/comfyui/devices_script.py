@@ -1,8 +1,6 @@
 """Run nodes/devices.py against ComfyUI's own memory management, on the CPU; prints what happened.
 
     python tests/comfyui/devices_script.py <comfyui folder> <base folder>
-
-In a process of its own, because ComfyUI's modules have names such as `nodes` and `utils`.
 """
 
 from __future__ import annotations
@@ -13,10 +11,9 @@ import json
 import sys
 import types
 import weakref
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pack_process import ROOT, enter
 
 
 def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
@@ -75,20 +72,11 @@ def swapped(devices: Any, teacher: Any, student: Any) -> dict[str, object]:
 
 
 def main(comfyui: str, base: str) -> None:
-    sys.path[0] = comfyui
-    from comfy.cli_args import args
-
-    args.cpu, args.base_directory = True, base
+    enter(comfyui, base)
     import comfy.model_management as management
     import torch
     from torch import nn
 
-    pack = types.ModuleType("pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules["pack"] = pack
-    nodes = types.ModuleType("pack.nodes")
-    nodes.__path__ = [str(ROOT / "nodes")]
-    sys.modules["pack.nodes"] = nodes
     devices = importlib.import_module("pack.nodes.devices")
     student = importlib.import_module("pack.accvideo_core.distill.student")
     placement = importlib.import_module("pack.accvideo_core.models.placement")

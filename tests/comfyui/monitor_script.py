@@ -2,8 +2,7 @@
 
     python tests/comfyui/monitor_script.py <comfyui folder> <base folder>
 
-Prints what was told of a run that goes on after update 500. In a process of its own, because
-ComfyUI's modules have names such as `nodes` and `utils`.
+Prints what was told of a run that goes on after update 500.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pack_process import enter
+
 TOTAL, DONE, SECONDS = 1000, 500, 0.1
 
 
@@ -51,10 +50,7 @@ class Clock:
 
 
 def main(comfyui: str, base: str) -> None:
-    sys.path[0] = comfyui
-    from comfy.cli_args import args
-
-    args.cpu, args.base_directory = True, base
+    enter(comfyui, base)
     import comfy.model_management as management
     import comfy.utils
     import folder_paths
@@ -62,10 +58,6 @@ def main(comfyui: str, base: str) -> None:
     from comfy_execution.utils import CurrentNodeContext
     from PIL import Image
 
-    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
     monitors = importlib.import_module("pack.nodes.train_monitor")
     Progress = importlib.import_module("pack.accvideo_core.monitor").Progress
     server = Server()

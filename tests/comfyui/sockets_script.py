@@ -3,8 +3,6 @@
     python tests/comfyui/sockets_script.py <comfyui folder> <base folder>
 
 The base folder holds Wan's image-to-video pipeline in "teacher".
-
-In a process of its own, because ComfyUI's modules have names such as `nodes` and `utils`.
 """
 
 from __future__ import annotations
@@ -14,23 +12,16 @@ import importlib
 import json
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pack_process import enter, refusal
+
 WORDS = ("a red circle", "a blue square")
 
 
 def main(comfyui: str, base: str) -> None:
-    sys.path[0] = comfyui
-    from comfy.cli_args import args
-
-    args.cpu, args.base_directory = True, base
-    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        sys.modules[name] = module
+    enter(comfyui, base)
     sockets = importlib.import_module("pack.nodes.sockets")
     node = importlib.import_module("pack.nodes.teacher").AccVideoEncodePrompts
     loading = importlib.import_module("pack.accvideo_core.models.loading")
@@ -118,14 +109,6 @@ def encoded(sockets: Any, node: Any, teacher: Any) -> dict[str, Any]:
         "foreign": refusal(lambda: sockets.from_native(sockets.to_native(alone), foreign)),
         "stock": refusal(lambda: sockets.from_native(unseen, teacher.model)),
     }
-
-
-def refusal(work: Callable[[], object]) -> str:
-    try:
-        work()
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
     python tests/comfyui/speed_script.py <comfyui folder> <base folder>
 
 The base folder holds a HunyuanVideo pipeline in "teacher".
-
-In a process of its own, because ComfyUI's modules have names such as `nodes` and `utils`.
 """
 
 from __future__ import annotations
@@ -12,12 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pack_process import enter, refusal
+
 SIZE = {"width": 32, "height": 32, "frames": 5, "seed": 3, "steps": 2, "batch_size": 1}
 PLAIN: dict[str, Any] = {
     **{"attention": "auto", "sparse": "dense", "compile": False, "cuda_graphs": False},
@@ -26,17 +23,10 @@ PLAIN: dict[str, Any] = {
 
 
 def main(comfyui: str, base: str) -> None:
-    sys.path[0] = comfyui
-    from comfy.cli_args import args
-
-    args.cpu, args.base_directory = True, base
+    enter(comfyui, base)
     import folder_paths
 
     folder_paths.set_output_directory(str(Path(base) / "output"))
-    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        sys.modules[name] = module
     loading = importlib.import_module("pack.accvideo_core.models.loading")
     nodes = {
         name: importlib.import_module(f"pack.nodes.{name}")
@@ -163,14 +153,6 @@ def shapes() -> dict[str, tuple[int, ...]]:
     grows = {f"decoder.{7 + 6 * i}.conv.weight": (4 * g, 4) for i, g in enumerate((1, 2, 2))}
     afters = {f"decoder.{8 + 6 * i}.weight": (4, 4) for i in range(3)}
     return {"decoder.1.weight": (4, 16), "decoder.22.weight": (3, 4), **grows, **afters}
-
-
-def refusal(work: Callable[[], object]) -> str:
-    try:
-        work()
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 if __name__ == "__main__":

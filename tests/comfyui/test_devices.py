@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-SCRIPT = Path(__file__).with_name("devices_script.py")
+from pack_process import facts_of
 
 
 @pytest.fixture(scope="module")
 def facts(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     base = tmp_path_factory.mktemp("devices")
-    command = [sys.executable, str(SCRIPT), str(comfyui_path), str(base)]
-    done = subprocess.run(command, cwd=base, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return facts_of("devices_script.py", comfyui_path, base)
 
 
 @pytest.mark.parametrize(

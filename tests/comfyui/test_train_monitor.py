@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pack_process import facts_of
 
-SCRIPT = Path(__file__).with_name("monitor_script.py")
 PACE = r"distill (\d+)/1000, loss 0\.\d+, ([\d.]+) s/step, (\d+) s left"
 
 
 @pytest.fixture(scope="module")
 def told(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     base = tmp_path_factory.mktemp("monitor")
-    command = [sys.executable, str(SCRIPT), str(comfyui_path), str(base)]
-    done = subprocess.run(command, cwd=base, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return facts_of("monitor_script.py", comfyui_path, base)
 
 
 def at(told: dict[str, Any], step: int) -> dict[str, Any]:
