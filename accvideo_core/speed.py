@@ -34,7 +34,7 @@ from .models.attention import attention
 from .models.compiling import Backend, check_compiler, compiled_blocks
 from .models.context_parallel import processes_of
 from .models.cuda_graphs import Recorder, graphed
-from .models.experts import networks_of
+from .models.experts import blocks_of
 from .models.fp8 import fp8_products
 from .models.kernels import KERNELS
 from .models.placement import visiting
@@ -141,8 +141,8 @@ def _packed(model: VideoModel) -> bool:
     """Whether every block has weights that fp8 multiplies as they lie."""
     return all(
         any(isinstance(layer, Fp8Linear) for layer in block.modules())
-        for network in networks_of(model.module).values()
-        for block in model.family.blocks(network)
+        for blocks in blocks_of(model)
+        for block in blocks
     )
 
 

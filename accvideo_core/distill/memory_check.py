@@ -12,6 +12,7 @@ import torch
 from ..errors import AccVideoError
 from ..models.footprint import Unplannable, free_memory, gigabytes, tensor_bytes
 from ..models.video_model import VideoModel
+from ..wording import changes
 from .batch import KeyStates
 from .memory_plan import MemoryPlan, plan_memory
 from .recipes import Recipe
@@ -127,8 +128,5 @@ def _savings(recipe: Recipe, plan: MemoryPlan) -> Iterator[Mapping[str, Any]]:
 
 def _words(settings: Mapping[str, Any]) -> str:
     """accumulate to 32, lora to rank 32 and gradient_checkpointing to True."""
-    parts = [
-        f"{name} to {f'rank {x.rank}' if isinstance(x, LoraSpec) else x}"
-        for name, x in settings.items()
-    ]
-    return " and ".join(x for x in (", ".join(parts[:-1]), parts[-1]) if x)
+    shown = {n: f"rank {x.rank}" if isinstance(x, LoraSpec) else x for n, x in settings.items()}
+    return changes(shown)

@@ -33,10 +33,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..conditioning import Condition
 from ..errors import AccVideoError
+from ..wording import listed
 from .context_parallel import all_tokens, own_tokens, processes_of
 from .experts import networks_of
 from .fastest import Shape, fastest
-from .kernels import KERNELS, Kernel, Numbers, Run, check_mask, one_of, ready
+from .kernels import KERNELS, Kernel, Numbers, Run, check_mask, ready
 from .processors import PROCESSORS, Processor
 from .sparse import PATTERNS, Grid, Radial, block_mask, token_mask
 from .video_model import VideoModel
@@ -61,7 +62,7 @@ def attention(
     """
     for name, known in ((kernel, ["auto", *KERNELS]), (sparse, list(PATTERNS))):
         if isinstance(name, str) and name not in known:
-            raise AccVideoError(f"there is no attention {name!r}; choose {one_of(known)}")
+            raise AccVideoError(f"there is no attention {name!r}; choose {listed(known)}")
     pattern = PATTERNS[sparse] if isinstance(sparse, str) else sparse
     family = model.family
     attends: dict[nn.Module, Attend] = {}

@@ -12,13 +12,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AccVideoError
-from .experts import networks_of
+from .experts import blocks_of
 from .quantised import Fp8Linear, PackedLinear
 from .video_model import VideoModel
 
@@ -59,7 +60,7 @@ def compiled_blocks(
     """
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch(cache_size_limit=VARIANTS))
-        for block in _blocks(model):
+        for block in chain(*blocks_of(model)):
             for layer in block.modules():
                 if isinstance(layer, PackedLinear) and (training or not _compiles(layer)):
                     # Compiled, autograd would keep the unpacked weight for the backward pass.
@@ -104,12 +105,3 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = had
-
-
-def _blocks(model: VideoModel) -> list[nn.Module]:
-    """The blocks of all networks of a model, in order."""
-    return [
-        block
-        for network in networks_of(model.module).values()
-        for block in model.family.blocks(network)
-    ]

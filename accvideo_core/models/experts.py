@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from .video_model import VideoModel
 
 
 class Experts(nn.Module):
@@ -29,3 +32,8 @@ class Experts(nn.Module):
 def networks_of(module: nn.Module) -> dict[str, nn.Module]:
     """Expert's name -> network; "" for a network that is alone."""
     return {"high": module.high, "low": module.low} if isinstance(module, Experts) else {"": module}
+
+
+def blocks_of(model: VideoModel) -> list[list[nn.Module]]:
+    """The transformer blocks of each network of a model, in order."""
+    return [list(model.family.blocks(net)) for net in networks_of(model.module).values()]

@@ -11,6 +11,7 @@ import torch
 from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..guidance import Guided
+from ..wording import changes, listed
 from .footprint import Footprint, footprint, gigabytes, tensor_bytes, tensors_of
 from .video_model import VideoModel
 
@@ -99,7 +100,7 @@ def _remedy(sampling: Sampling, savings: Savings, room: int) -> str:
         if sampling.fits(replace(savings, **change), room)
     ]
     if single:
-        return f"set {_listed([_words(change) for change in single], 'or')}"
+        return f"set {listed([changes(change) for change in single])}"
     chosen: dict[str, Any] = {}
     for change in _changes(sampling, savings, room):
         least = sampling.takes(replace(savings, **chosen)).peak
@@ -110,8 +111,8 @@ def _remedy(sampling: Sampling, savings: Savings, room: int) -> str:
             # Beside the others, fewer blocks than all may do.
             least_swapped = replace(savings, **{**chosen, "swap_blocks": savings.swap_blocks})
             fewest = _fewest_blocks(sampling, least_swapped, room)
-            return f"set {_words(chosen | ({'swap_blocks': fewest} if fewest else {}))}"
-    helping = f"set {_words(chosen)}, and " if chosen else ""
+            return f"set {changes(chosen | ({'swap_blocks': fewest} if fewest else {}))}"
+    helping = f"set {changes(chosen)}, and " if chosen else ""
     return f"{helping}choose smaller or shorter videos"
 
 
@@ -147,12 +148,3 @@ def _fewest_blocks(sampling: Sampling, savings: Savings, room: int) -> int | Non
         if sampling.fits(replace(savings, swap_blocks=count), room):
             return count
     return None
-
-
-def _words(settings: dict[str, Any]) -> str:
-    """batch to 1 and swap_blocks to 12."""
-    return _listed([f"{name} to {value}" for name, value in settings.items()], "and")
-
-
-def _listed(parts: list[str], last: str) -> str:
-    return f" {last} ".join(x for x in (", ".join(parts[:-1]), parts[-1]) if x)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..guidance import Guided
-from .experts import networks_of
+from .experts import blocks_of
 from .fp8 import fp8_products
 from .ledger import Ledger, fused_kernels
 from .packing import pack_weights
@@ -130,10 +130,7 @@ def _rows(cond: Condition, count: int) -> Condition:
 
 def block_bytes(model: VideoModel) -> tuple[tuple[int, ...], ...]:
     """Weights of the blocks, of each network."""
-    return tuple(
-        tuple(tensor_bytes(tensors_of(block)) for block in model.family.blocks(network))
-        for network in networks_of(model.module).values()
-    )
+    return tuple(tuple(tensor_bytes(tensors_of(b)) for b in blocks) for blocks in blocks_of(model))
 
 
 def swapped_bytes(blocks: Sequence[Sequence[int]], swap_blocks: int) -> tuple[int, int]:

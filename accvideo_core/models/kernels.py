@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import AccVideoError
+from ..wording import listed
 
 Run = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
@@ -133,18 +134,13 @@ def check_mask(kernel: Kernel, device: torch.device) -> None:
     if not kernel.takes_masks(device):
         able = [other.name for other in KERNELS.values() if other.takes_masks(device)]
         raise AccVideoError(
-            f"attention kernel {kernel.name!r} takes no mask; choose {one_of(able)}"
+            f"attention kernel {kernel.name!r} takes no mask; choose {listed(able)}"
         )
 
 
 def _able(numbers: Numbers, but: Kernel | None = None) -> str:
     """The kernels that are made for `numbers`."""
-    return one_of([k.name for k in KERNELS.values() if k is not but and k.takes(numbers)])
-
-
-def one_of(names: list[str]) -> str:
-    """As a person lists them."""
-    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return listed([k.name for k in KERNELS.values() if k is not but and k.takes(numbers)])
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AccVideoError
-from .experts import networks_of
+from .experts import blocks_of
 from .quantised import Fp8Linear, Nf4Linear, PackedLinear
 from .video_model import VideoModel
 
@@ -67,8 +67,8 @@ def pack_weights(
     with torch.inference_mode(False), torch.no_grad():
         packed = sum(
             _pack_block(block, PACKERS[how], target)
-            for network in networks_of(model.module).values()
-            for block in model.family.blocks(network)
+            for blocks in blocks_of(model)
+            for block in blocks
         )
         model.module.to(target)
     if not packed:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .experts import networks_of
+from .experts import blocks_of
 from .video_model import VideoModel
 
 SLOTS = 2
@@ -106,11 +106,8 @@ def spread(blocks: int, count: int) -> list[int]:
 
 def spread_blocks(model: VideoModel, count: int) -> list[nn.Module]:
     """The `count` blocks of each network that are swapped, in order."""
-    return [
-        model.family.blocks(network)[index]
-        for network in networks_of(model.module).values()
-        for index in spread(model.num_blocks, count)
-    ]
+    places = spread(model.num_blocks, count)
+    return [blocks[index] for blocks in blocks_of(model) for index in places]
 
 
 @contextmanager

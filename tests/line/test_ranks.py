@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from accvideo_core.cli import main
 from accvideo_core.commands import STUDENT_FILE
-from accvideo_core.conditioning import Condition, Prompt
+from accvideo_core.conditioning import Prompt
 from accvideo_core.distill.checkpoint import load_checkpoint
 from accvideo_core.distill.metrics import read_metrics
 from accvideo_core.distill.recipes import Recipe
@@ -29,12 +28,12 @@ from accvideo_core.distill.student import LoraSpec, Student, StudentInfo
 from accvideo_core.distill.trainer import distill
 from accvideo_core.distill.watch import LOOKS_FILE
 from accvideo_core.files import read_safetensors
-from accvideo_core.models import VideoModel
 from accvideo_core.monitor import Cancelled, Progress
 from accvideo_core.ranks import ALONE, Ranks
 from accvideo_core.trajectories.record import RecordSpec, record
 from accvideo_core.trajectories.store import TrajectoryDataset
-from tests import tiny, tiny_hunyuan_i2v, tiny_wan
+from tests import tiny, tiny_hunyuan_i2v
+from tests.divisible import divisible
 from tests.processes import Pair
 
 pytestmark = pytest.mark.skipif(
@@ -239,27 +238,11 @@ def test_processes_that_divide_tokens_train_as_one(
     assert_same_state(tmp_path / "run", cut(expected["run"], 3, tmp_path / "cut"), 3)
 
 
-def asked(name: str) -> tuple[VideoModel, Tensor, Condition]:
-    """A model, latents [2, ...] and a condition with texts of two lengths."""
-    if name == "hunyuan_video":
-        model, x, cond = tiny.video_model(), tiny.latents(), tiny.condition()
-    elif name in tiny_hunyuan_i2v.KINDS:
-        model, x = tiny_hunyuan_i2v.video_model(name), tiny_hunyuan_i2v.latents()
-        cond = tiny_hunyuan_i2v.condition()
-        x = torch.cat([x, x[:, :, :1]], dim=2)  # half of the tokens are not those of one frame
-    else:
-        model, x = tiny_wan.video_model(name), tiny_wan.latents(name)
-        cond = tiny_wan.condition(name)
-    mask = torch.ones(cond.text.shape[:2], dtype=torch.bool)
-    mask[0, 1:] = False  # also among the tokens of the first process
-    return model, x, replace(cond, mask=mask)
-
-
 def answers(ranks: Ranks, name: str, lora: bool, checkpointing: bool) -> dict[str, Any]:
     """Velocity, features, and the gradients through both, of a student and its teacher; with
     (random) adapters in float64, where rounding cannot hide a difference.
     """
-    model, x, cond = asked(name)
+    model, x, cond = divisible(name, 1)  # also among the tokens of the first process
     model.module.double()
     x = x.double()
     size, spec = LoraSpec(rank=2) if lora else None, model.latent_spec

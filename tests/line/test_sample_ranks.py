@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from accvideo_core.ranks import ALONE, Ranks
 from accvideo_core.sampling import sample
 from accvideo_core.speed import Speed, sped_up
 from accvideo_core.video import read_video
-from tests import tiny, tiny_hunyuan_i2v, tiny_wan
+from tests import tiny, tiny_hunyuan_i2v
+from tests.divisible import divisible
 from tests.processes import Pair
 
 pytestmark = pytest.mark.skipif(
@@ -53,25 +53,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # The latents --------------------------------------------------------------------------------------
 
 
-def asked(name: str) -> tuple[Any, torch.Tensor, Condition]:
-    """A model in float64, noise [2, ...] and a condition with texts of two lengths."""
-    if name == "hunyuan_video":
-        model, x, cond = tiny.video_model(), tiny.latents(), tiny.condition()
-    elif name in tiny_hunyuan_i2v.KINDS:
-        model, x = tiny_hunyuan_i2v.video_model(name), tiny_hunyuan_i2v.latents()
-        cond = tiny_hunyuan_i2v.condition()
-        x = torch.cat([x, x[:, :, :1]], dim=2)  # half of the tokens are not those of one frame
-    else:
-        model, x = tiny_wan.video_model(name), tiny_wan.latents(name)
-        cond = tiny_wan.condition(name)
-    mask = torch.ones(cond.text.shape[:2], dtype=torch.bool)
-    mask[0, 2:] = False
-    return model, x, replace(cond, mask=mask)
-
-
 def latents(ranks: Ranks, name: str, lora: bool, speed: Speed) -> Any:
     """What is sampled in a process: of the teacher under guidance, or of a (random) student."""
-    model, x, cond = asked(name)
+    model, x, cond = divisible(name, 2)
     network = model
     if lora:
         info = StudentInfo(name, "", TIMES, None, LoraSpec(rank=2), model.latent_spec, 5, 16, 16)
