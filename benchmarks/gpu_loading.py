@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +35,13 @@ from accvideo_core.latents import seeded_noise  # noqa: E402
 from accvideo_core.models import VideoModel  # noqa: E402
 from accvideo_core.models.loading import load_teacher  # noqa: E402
 from benchmarks.loading import native_shapes, need_disk, random_weights, status  # noqa: E402
+from benchmarks.released import HUNYUAN_VIDEO, WAN, Released  # noqa: E402
 
 E4M3 = torch.float8_e4m3fn
 FP8_LARGEST = 448.0
 
 
-@dataclass(frozen=True)
-class Case:
-    """A released network and the video it is asked for."""
-
-    name: str
-    family: str
-    config: dict[str, Any]
-    frames: int
-    height: int
-    width: int
-    text: tuple[int, int]
-    """Tokens of the prompt and their width."""
-    pooled: int | None = None
-
-
-CASES = (
-    Case("HunyuanVideo 13B", "hunyuan_video", {}, 93, 544, 960, (256, 4096), pooled=768),
-    Case("Wan 14B", "wan_t2v", {}, 81, 480, 832, (512, 4096)),
-)
-"""diffusers' default configurations are the released ones."""
+CASES = (HUNYUAN_VIDEO, WAN)
 
 
 def linear(name: str, x: Tensor) -> bool:
@@ -94,19 +75,16 @@ def tensors(state: dict[str, Tensor], fp8: bool) -> Iterator[tuple[str, Tensor |
         yield "scaled_fp8", torch.zeros(2, dtype=E4M3)
 
 
-def question(case: Case, model: VideoModel) -> tuple[Tensor, Condition]:
+def question(case: Released, model: VideoModel) -> tuple[Tensor, Condition]:
     """Latents [1, C, T, H, W] and a prompt on the GPU."""
     shape = (1, *model.latent_spec.shape(case.frames, case.height, case.width))
-    cond = Condition(
-        text=seeded_noise((1, *case.text), "text"),
-        pooled=None if case.pooled is None else seeded_noise((1, case.pooled), "pooled"),
-    )
+    cond = case.condition()
     cond = cond if model.family.guidance is None else cond.with_guidance(model.family.guidance)
     return seeded_noise(shape, "latents").to("cuda"), cond.to("cuda")
 
 
 @torch.inference_mode()
-def forward(case: Case, model: VideoModel, repeats: int) -> tuple[Tensor, float]:
+def forward(case: Released, model: VideoModel, repeats: int) -> tuple[Tensor, float]:
     """The velocity on the CPU, and the median of the seconds per forward pass after a first one."""
     x, cond = question(case, model)
     seconds, v = [], x
@@ -119,7 +97,7 @@ def forward(case: Case, model: VideoModel, repeats: int) -> tuple[Tensor, float]
     return v.float().cpu(), statistics.median(seconds[1:])
 
 
-def measure(case: Case, fp8: bool, folder: Path, repeats: int) -> tuple[dict[str, Any], Tensor]:
+def measure(case: Released, fp8: bool, folder: Path, repeats: int) -> tuple[dict[str, Any], Tensor]:
     """One file: written, loaded, asked, removed."""
     _, state = native_shapes(case.family, case.config)
     need_disk(folder, sum(x.numel() for x in state.values()) * (1.1 if fp8 else 2))

@@ -26,24 +26,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from accvideo_core.conditioning import Condition, Prompt  # noqa: E402
+from accvideo_core.conditioning import Prompt  # noqa: E402
 from accvideo_core.distill.recipes import Recipe  # noqa: E402
 from accvideo_core.distill.student import LoraSpec  # noqa: E402
 from accvideo_core.distill.trainer import distill  # noqa: E402
 from accvideo_core.guidance import Cfg  # noqa: E402
-from accvideo_core.latents import seeded_noise  # noqa: E402
 from accvideo_core.models import FAMILIES, VideoModel  # noqa: E402
 from accvideo_core.models.building import empty  # noqa: E402
 from accvideo_core.models.packing import pack_weights  # noqa: E402
 from accvideo_core.models.pipeline_folder import diffusers_class  # noqa: E402
+from accvideo_core.profiling.counting import Operations  # noqa: E402
+from accvideo_core.profiling.peaks import measure_peaks  # noqa: E402
 from accvideo_core.trajectories.record import RecordSpec, record  # noqa: E402
 from accvideo_core.trajectories.store import TrajectoryDataset  # noqa: E402
+from benchmarks.released import HUNYUAN_VIDEO, WAN, Released  # noqa: E402
 
 STEPS = 5
 GB = 1e9
@@ -51,53 +51,39 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Case:
-    """A released network and the clip it is trained on."""
+    """A network and how it is trained."""
 
-    name: str
-    family: str
-    config: dict[str, Any]
-    frames: int
-    height: int
-    width: int
-    text: tuple[int, int]
-    """Tokens of the prompt and their width."""
-    pooled: int | None = None
-    swapped: int = 0
+    network: Released
+    swapped: int
     """Blocks that wait in main memory in the second setting."""
     rank: int = 32
 
 
-CASES = (
-    # diffusers' default configurations are the released ones.
-    Case("HunyuanVideo 13B", "hunyuan_video", {}, 93, 544, 960, (256, 4096), 768, swapped=40),
-    Case("Wan 14B", "wan_t2v", {}, 81, 480, 832, (512, 4096), swapped=28),
-)
+CASES = (Case(HUNYUAN_VIDEO, swapped=40), Case(WAN, swapped=28))
+_SMALL = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "text_embed_dim": 24,
+    "pooled_projection_dim": 20,
+    "rope_axes_dim": (4, 6, 6),
+}
 SMALL = (
     Case(
-        "small HunyuanVideo",
-        "hunyuan_video",
-        {
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "num_layers": 2,
-            "num_single_layers": 2,
-            "num_refiner_layers": 1,
-            "text_embed_dim": 24,
-            "pooled_projection_dim": 20,
-            "rope_axes_dim": (4, 6, 6),
-        },
-        *(5, 32, 32, (6, 24), 20),
+        Released("small HunyuanVideo", "hunyuan_video", _SMALL, 5, 32, 32, (6, 24), 20),
         swapped=2,
         rank=4,
     ),
 )
 
 
-def make_model(case: Case, device: torch.device) -> VideoModel:
+def make_model(network: Released, device: torch.device) -> VideoModel:
     """The network on the device in bfloat16 (float32 on a CPU), its weights random."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    family = FAMILIES[case.family]
-    module = empty(diffusers_class(family.transformer_class), case.config)
+    family = FAMILIES[network.family]
+    module = empty(diffusers_class(family.transformer_class), network.config)
     # Tables of positions are real already and stay as they are.
     tables = {name: x.to(device) for name, x in module.named_buffers() if not x.is_meta}
     module = module.to_empty(device=device)
@@ -111,57 +97,21 @@ def make_model(case: Case, device: torch.device) -> VideoModel:
             owner, _, last = name.rpartition(".")
             setattr(module.get_submodule(owner), last, x)
     spec = family.latent_spec(module.config, {})
-    return VideoModel(module.eval().requires_grad_(False), family, spec, source=case.name)
+    return VideoModel(module.eval().requires_grad_(False), family, spec, source=network.name)
 
 
-def make_dataset(case: Case, model: VideoModel, folder: Path) -> TrajectoryDataset:
+def make_dataset(network: Released, model: VideoModel, folder: Path) -> TrajectoryDataset:
     """One trajectory of as many steps as the student takes."""
-    cond = Condition(
-        text=seeded_noise((1, *case.text), "text"),
-        mask=torch.ones(1, case.text[0], dtype=torch.bool),
-        pooled=None if case.pooled is None else seeded_noise((1, case.pooled), "pooled"),
+    spec = RecordSpec(
+        network.frames, network.height, network.width, steps=STEPS, kept=STEPS, cfg=Cfg(1.0)
     )
-    spec = RecordSpec(case.frames, case.height, case.width, steps=STEPS, kept=STEPS, cfg=Cfg(1.0))
-    return record(model, [Prompt.of("clip", cond)], replace(spec, batch_size=1), folder)
-
-
-class Operations(TorchDispatchMode):
-    """Counts the floating-point operations performed while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def matrix_rate(device: torch.device, size: int) -> float:
-    """Operations a second of a large bfloat16 matrix product, the best of several."""
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    prompt = Prompt.of("clip", network.condition())
+    return record(model, [prompt], replace(spec, batch_size=1), folder)
 
 
 def measure(case: Case, fp8: bool, device: torch.device, rate: float) -> dict[str, Any]:
     """One setting of one network: trained for a sweep, and measured."""
-    model = make_model(case, device)
+    model = make_model(case.network, device)
     recipe = Recipe(
         name="bench",
         adversarial=True,
@@ -178,10 +128,10 @@ def measure(case: Case, fp8: bool, device: torch.device, rate: float) -> dict[st
     def mark(_progress: object) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
-        marks.append((time.perf_counter(), counted.total))
+        marks.append((time.perf_counter(), counted.cost.flops))
 
     with tempfile.TemporaryDirectory() as folder:
-        dataset = make_dataset(case, model, Path(folder) / "data")
+        dataset = make_dataset(case.network, model, Path(folder) / "data")
         if fp8:
             model = pack_weights(model, "fp8")
         gc.collect()
@@ -194,7 +144,7 @@ def measure(case: Case, fp8: bool, device: torch.device, rate: float) -> dict[st
     seconds, operations = (end - start) / STEPS, (after - before) / STEPS
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return {
-        "case": case.name,
+        "case": case.network.name,
         "setting": f"fp8, {case.swapped} blocks swapped" if fp8 else "bf16",
         "peak_gb": peak / GB,
         "update_s": seconds,
@@ -220,11 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     logging.disable(logging.WARNING)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    rate = matrix_rate(device, 512 if options.small else 16384)
+    rate = measure_peaks(device, torch.bfloat16).flops
     print(f"{name}: {rate / 1e12:.3g} TFLOP/s in a bfloat16 matrix product")
     print(f"{'':46}{'peak GB':>9}{'update s':>11}{'TFLOP':>11}{'share':>8}")
     rows = []
-    for case in (case for case in (SMALL if options.small else CASES) if options.only in case.name):
+    cases = SMALL if options.small else CASES
+    for case in (case for case in cases if options.only in case.network.name):
         for fp8 in (False, True):
             rows.append(measure(case, fp8, device, rate))
             print(text(rows[-1]), flush=True)

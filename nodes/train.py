@@ -33,11 +33,10 @@ from .train_inputs import (
 from .train_monitor import TrainMonitor
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..accvideo_core.distill.student import Student, StudentInfo
     from ..accvideo_core.models.loading import Teacher
-    from ..accvideo_core.models.video_model import VideoModel
     from ..accvideo_core.trajectories.store import TrajectoryDataset
 
 CATEGORY = "AccVideo/train"
@@ -233,9 +232,10 @@ def _train(
     start: StudentHandle | None = None,
 ) -> io.NodeOutput:
     from ..accvideo_core.distill.trainer import distill
+    from ..accvideo_core.models.swapping import spread_blocks
 
     modules = [start.student.model.module] if start else []
-    waiting = _waiting(model.model, recipe)
+    waiting = spread_blocks(model.model, recipe.swap_blocks)
     with on_device(model, *modules, waiting=waiting) as placed, _in_training():
         result = distill(
             model.model,
@@ -250,15 +250,6 @@ def _train(
     metrics = (*(start.metrics if start else ()), result.metrics_file)
     handle = StudentHandle(result.student, model, metrics)
     return io.NodeOutput(handle, {"loss": list(result.losses)}, _lora_model(result.student))
-
-
-def _waiting(model: VideoModel, recipe: Recipe) -> list[nn.Module]:
-    """The blocks whose weights wait in main memory while the recipe is trained."""
-    if not recipe.swap_blocks:
-        return []
-    from ..accvideo_core.models.swapping import spread_blocks
-
-    return spread_blocks(model, recipe.swap_blocks)
 
 
 def _lora_model(student: Student) -> dict[str, Tensor] | ExecutionBlocker:

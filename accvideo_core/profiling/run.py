@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..conditioning import Prompt
 from ..flow import Times
 from ..models.experts import networks_of
-from ..models.footprint import free_memory
+from ..models.footprint import free_memory, tensor_bytes
 from ..models.loading import Teacher
 from ..models.video_model import Family, VideoModel
 from ..monitor import Monitor, Progress
@@ -89,7 +89,7 @@ class Run:
             condition = self.prompt.condition.with_guidance(job.guidance)
             condition = condition.to(self.device, self.teacher.model.dtype)
             noise = noise.to(self.device)
-            self.uploaded = _size(noise, *condition.tensors().values())
+            self.uploaded = tensor_bytes([noise, *condition.tensors().values()])
             self.steps = [self._span("upload", mark)]
             given = {"solver": job.solver, "seed": job.seed}
             self.latents = sample(model, condition, noise, job.times, self._stepped, **given)
@@ -159,7 +159,3 @@ def _inner(vae: Any) -> Mapping[str, nn.Module]:
     """Parts of a VAE, which is itself not called but asked to encode or decode."""
     module = getattr(vae, "module", None)
     return dict(module.named_children()) if isinstance(module, nn.Module) else {}
-
-
-def _size(*tensors: Tensor) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
