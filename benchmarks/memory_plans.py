@@ -29,8 +29,9 @@ from accvideo_core.distill.recipes import Recipe, preset  # noqa: E402
 from accvideo_core.distill.student import StudentInfo  # noqa: E402
 from accvideo_core.models import FAMILIES, VideoModel  # noqa: E402
 from accvideo_core.models.quantised import Fp8Linear  # noqa: E402
-from benchmarks.gpu_loading import CASES, E4M3, Case  # noqa: E402
+from benchmarks.gpu_loading import CASES, E4M3  # noqa: E402
 from benchmarks.loading import native_shapes  # noqa: E402
+from benchmarks.released import Released  # noqa: E402
 
 CUDA = torch.device("cuda")
 RECIPE = replace(preset("adversarial"), batch_size=32, accumulate=32)
@@ -62,7 +63,7 @@ SETTINGS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
 COLUMNS = ("weights", "trained", "key states", "activations", "working", "peak", "main memory")
 
 
-def network(case: Case, fp8: bool) -> VideoModel:
+def network(case: Released, fp8: bool) -> VideoModel:
     """A released network in bfloat16 on the meta device; what diffusers keeps in float32 stays."""
     family = FAMILIES[case.family]
     module, _ = native_shapes(case.family, case.config)
@@ -82,7 +83,7 @@ def network(case: Case, fp8: bool) -> VideoModel:
     return VideoModel(module, family, spec, case.name, "none")
 
 
-def plan(case: Case, model: VideoModel, recipe: Recipe) -> MemoryPlan:
+def plan(case: Released, model: VideoModel, recipe: Recipe) -> MemoryPlan:
     """The plan for one clip at a time, however large the batch."""
     spec, family = model.latent_spec, model.family
     shape = spec.shape(case.frames, case.height, case.width)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,19 +23,17 @@ sys.path.insert(0, str(ROOT))
 from accvideo_core.conditioning import Condition  # noqa: E402
 from accvideo_core.models import VideoModel  # noqa: E402
 from accvideo_core.models.fitting import Sampling, Savings  # noqa: E402
-from benchmarks.gpu_loading import Case  # noqa: E402
 from benchmarks.memory_plans import network  # noqa: E402
+from benchmarks.released import HUNYUAN_VIDEO, WAN, Released  # noqa: E402
 
 CUDA = torch.device("cuda")
-HUNYUAN: dict[str, Any] = {"text": (256, 4096), "pooled": 768}
-WAN: dict[str, Any] = {"text": (512, 4096)}
-SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+WAN_SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 CASES = (
-    Case("HunyuanVideo 13B", "hunyuan_video", {}, 93, 544, 960, **HUNYUAN),
-    Case("HunyuanVideo 13B", "hunyuan_video", {}, 129, 720, 1280, **HUNYUAN),
-    Case("Wan 14B", "wan_t2v", {}, 81, 480, 832, **WAN),
-    Case("Wan 14B", "wan_t2v", {}, 81, 720, 1280, **WAN),
-    Case("Wan 1.3B", "wan_t2v", SMALL, 81, 480, 832, **WAN),
+    HUNYUAN_VIDEO,
+    replace(HUNYUAN_VIDEO, frames=129, height=720, width=1280),
+    WAN,
+    replace(WAN, height=720, width=1280),
+    replace(WAN, name="Wan 1.3B", config=WAN_SMALL),
 )
 CARDS = (16, 24, 48, 80)
 """GB."""
@@ -44,7 +42,7 @@ USABLE = 0.9
 COLUMNS = ("weights", "working", "peak", *(f"{size} GB" for size in CARDS))
 
 
-def sampling(case: Case, model: VideoModel) -> Sampling:
+def sampling(case: Released, model: VideoModel) -> Sampling:
     """One video, its text as long as the family's prompts are."""
     text = torch.empty(1, *case.text, device="meta")
     pooled = None if case.pooled is None else torch.empty(1, case.pooled, device="meta")
@@ -61,7 +59,7 @@ def waiting(asked: Sampling, card: float) -> str:
     return "-" if fewest is None else "all on it" if fewest == 0 else f"{fewest} of {blocks} wait"
 
 
-def row(case: Case, fp8: bool) -> str:
+def row(case: Released, fp8: bool) -> str:
     asked = sampling(case, network(case, fp8))
     plain = asked.takes(Savings())
     sizes = [f"{size / 1e9:.1f}" for size in (plain.weights, plain.working, plain.peak)]
