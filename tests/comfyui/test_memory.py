@@ -71,13 +71,15 @@ def resident(server: ComfyServer) -> float:
 def freed(server: ComfyServer, enough: float = 0.0, seconds: float = 5.0) -> float:
     """What the server holds at least in the `seconds` after it was asked to let go of models and
     results; less time once it holds less than `enough`.
+
+    It is asked again and again: a server that is collecting garbage when it is asked sleeps on.
     """
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     request = urllib.request.Request(f"{server.url}/free", body, method="POST")
-    urllib.request.urlopen(request, timeout=10).close()
     lowest, end = resident(server), time.monotonic() + seconds
     while lowest >= enough and time.monotonic() < end:
-        time.sleep(0.25)
+        urllib.request.urlopen(request, timeout=10).close()
+        time.sleep(1)
         lowest = min(lowest, resident(server))
     return lowest
 
