@@ -132,7 +132,17 @@ def decoding(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="decode by this tiny decoder (TAEHV: taehv, taew2_1, ...): faster, a little blurred",
     )
+    vae_speed(parser)
     text_cache(parser)
+
+
+def vae_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vae-speed",
+        default="plain",
+        metavar="HOW",
+        help="decode with channels_last, or compiled, on GPUs where that is faster (plain)",
+    )
 
 
 def text_cache(parser: argparse.ArgumentParser) -> None:

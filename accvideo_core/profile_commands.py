@@ -30,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     groups.size(parser)
     groups.sampling(parser)
     groups.speed(parser)
+    groups.vae_speed(parser)
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise (1)")
     parser.add_argument("--fps", type=float, default=8, help="frames per second (8)")
 
@@ -64,7 +65,7 @@ def profile(args: Namespace) -> None:
         seed=args.seed,
         fps=args.fps,
     )
-    with Terminal(sys.stderr) as terminal:
+    with Terminal(sys.stderr) as terminal, teacher.decoding(args.vae_speed):
         faster = _faster(how, speed, teacher)
         found = work(teacher, job, faster, args.out / "clip.mp4", terminal)
     _publish(found, args.out)

@@ -63,7 +63,9 @@ def sample(args: Namespace) -> None:
         # What every process would say, the first one says.
         with nullcontext() if ranks.first else redirect_stderr(io.StringIO()):
             work = _prepared(args, ranks)
-        with Terminal(sys.stderr if ranks.first else io.StringIO()) as terminal:
+        # In memory before it is counted what there is left.
+        vae = nullcontext() if args.tiny_vae else work.teacher.decoding(args.vae_speed)
+        with Terminal(sys.stderr if ranks.first else io.StringIO()) as terminal, vae:
             _sample(args, work, speed, ranks, terminal)
 
 

@@ -189,7 +189,7 @@ def sped_up(
         if speed.fp8:
             stack.enter_context(fp8_products(model))
         if speed.compile:
-            check_compiler(model, "speed.compile", backend)
+            check_compiler(model.device, "speed.compile", backend)
             stack.enter_context(compiled_blocks(model, backend, training=False))
         if waiting:
             stack.enter_context(_frozen(model.module))

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from ..accvideo_core.models.tiny_decoder import TinyDecoder
 
 VAE = "(the model's VAE)"
+VAES = {
+    VAE: "plain",
+    "(its VAE, channels last)": "channels_last",
+    "(its VAE, compiled)": "compiled",
+}
+"""The teacher's VAE in the ways it can compute."""
 SHARE = 0.9
 """Of a device's memory that a program can have."""
 
@@ -29,22 +35,23 @@ _loaded: WeakKeyDictionary[Teacher, tuple[Path, TinyDecoder]] = WeakKeyDictionar
 
 
 def decoder_input() -> io.Input:
-    """The teacher's VAE, or a file of models/vae_approx."""
+    """The teacher's VAE in one of its ways, or a file of models/vae_approx."""
     return io.Combo.Input(
         "decoder",
-        options=[VAE, *paths.decoder_names()],
+        options=[*VAES, *paths.decoder_names()],
         default=VAE,
         optional=True,
         tooltip="A tiny decoder (TAEHV: taehv for HunyuanVideo, taew2_1 for Wan, taew2_2 for Wan "
         "2.2 5B, taecvx for CogVideoX) in models/vae_approx takes a hundredth of the VAE's time "
-        "and blurs a little.",
+        "and blurs a little. Channels last and compiled give the VAE's own frames; try on your "
+        "card which is fastest (compiling takes minutes once for each size).",
     )
 
 
 def decode_with(name: str, teacher: Teacher, x: Tensor) -> Tensor:
     """Model-space latents [B, C, T, H, W] -> frames [B, F, H, W, 3] in [0, 1]."""
-    if name == VAE:
-        with vae_on_device(teacher, _room(teacher, x)) as vae:
+    if name in VAES:
+        with vae_on_device(teacher, _room(teacher, x)) as vae, teacher.decoding(VAES[name]):
             return vae.decode(x, free_memory())
     return tiny_decoder(teacher, paths.decoder_file(name)).decode(x)
 

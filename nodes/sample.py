@@ -12,7 +12,7 @@ from comfy_api.latest import InputImpl, Types, io
 from ..accvideo_core.errors import AccVideoError
 from ..accvideo_core.speed import Speed
 from . import paths
-from .decoders import VAE, decode_with, decoder_input
+from .decoders import VAE, VAES, decode_with, decoder_input
 from .guidance import guidance_for, guidance_inputs
 from .inputs import time_shift, video_size
 from .monitor import NodeMonitor
@@ -236,7 +236,7 @@ class AccVideoDecode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, decoder: str = VAE) -> bool | str:
-        return True if decoder == VAE else paths.complaint(paths.decoder_file, decoder)
+        return True if decoder in VAES else paths.complaint(paths.decoder_file, decoder)
 
     @classmethod
     def execute(

@@ -57,7 +57,7 @@ def check_savings(recipe: Recipe, teacher: VideoModel, backend: Backend = "induc
             f"choose at most {blocks}"
         )
     if recipe.compile:
-        check_compiler(teacher, "recipe.compile", backend)
+        check_compiler(teacher.device, "recipe.compile", backend)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from .context_parallel import all_tokens, own_tokens, processes_of
 from .experts import networks_of
 from .fastest import Shape, fastest
 from .kernels import KERNELS, Kernel, Numbers, Run, check_mask, ready
+from .padding import padding_bias
 from .processors import PROCESSORS, Processor
 from .sparse import PATTERNS, Grid, Radial, block_mask, token_mask
 from .video_model import VideoModel
@@ -105,6 +106,11 @@ class Attend:
     """The kernel, for all tokens of a sample."""
     other: Run
     """For those that attend to the tokens of a text or an image."""
+    biased: Run
+    """For those that attend to the tokens of a text, some of which stand for many."""
+    text_tokens: int | None
+    """Of a text apart, padding that is attended to included; None where the kernel takes no bias.
+    """
     numbers: Numbers
     heads: int
     joins_text: bool
@@ -119,6 +125,8 @@ class Attend:
     """Of a batch with padding."""
     padded: bool = False
     """Whether there are any. Compiled code asks for nothing else about them."""
+    bias: Tensor | None = None
+    """Of the text's tokens, those that stand for its padding; None where all are attended to."""
 
     def to_all(self, q: Tensor, k: Tensor, v: Tensor, text: int, mask: Tensor | None) -> Tensor:
         """[B, M, H, D]: every token of a sample to every other; the last `text` are its text's.
@@ -134,6 +142,16 @@ class Attend:
     def to_others(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, N, H, D] to the tokens of a text or an image, k and v [B, L, H, D], all valid."""
         return self.other(q, k, v, None)
+
+    def of_text(self, text: Tensor) -> Tensor:
+        """Of a padded text's tokens [B, L, C] those whose keys and values are needed."""
+        return text if self.bias is None else text[:, : self.bias.shape[-1]]
+
+    def to_text(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, N, H, D] to k and v [B, L, H, D] of what `of_text` gave."""
+        if self.bias is None:
+            return self.other(q, k, v, None)
+        return self.biased(q, k, v, self.bias)
 
     def _to_all(self, q: Tensor, k: Tensor, v: Tensor, text: int, mask: Tensor | None) -> Tensor:
         if not self.known:
@@ -161,6 +179,7 @@ class Attend:
         if self.measured:
             self._choose(Shape.near(self.numbers, self.heads // n, math.prod(grid) + text))
         lengths = _text_lengths(cond) if self.joins_text else [0] * len(cond)
+        self.bias = self._padding(cond)
         if any(length != text for length in lengths):
             self.parts = tuple(self._parts(grid, lengths))
             self.padded = True
@@ -171,12 +190,19 @@ class Attend:
             yield
         finally:
             self.known, self.mask, self.parts, self.padded = False, None, (), False
+            self.bias = None
 
     def _choose(self, shape: Shape) -> None:
         kernel = fastest(shape)
         if kernel is not self.kernel:
             self.kernel = kernel
             self.run = self.other = ready(kernel, self.numbers)
+
+    def _padding(self, cond: Condition) -> Tensor | None:
+        if self.text_tokens is None:
+            return None
+        longest = max(_text_lengths(cond))
+        return padding_bias(longest, self.text_tokens, self.numbers.dtype, self.numbers.device)
 
     def _parts(self, grid: Grid, lengths: Sequence[int]) -> Iterator[Part]:
         """Neighbours of one length together."""
@@ -214,7 +240,8 @@ def decided(blocks: Sequence[nn.Module]) -> Hashable:
     attend = next((p.attend for p in found if isinstance(p, Processor)), None)
     if attend is None or not attend.known:
         return None
-    return attend.kernel.name, tuple((p.start, p.stop, p.text) for p in attend.parts)
+    text = None if attend.bias is None else attend.bias.shape[-1]
+    return attend.kernel.name, text, tuple((p.start, p.stop, p.text) for p in attend.parts)
 
 
 def _attention_modules(model: VideoModel, network: nn.Module) -> dict[Any, type[Processor]]:
@@ -254,6 +281,10 @@ def _attend(
     elif pattern is not None:
         check_mask(first, numbers.device)
     run = ready(first, numbers)
+    joins_text = any(processor.joins_text for processor in found.values())
+    # Of the kernels that "auto" may find some take no mask, which this is.
+    sdpa = ready(KERNELS["sdpa"], numbers)
+    takes_bias = kernel == "auto" or other is not None or first.takes_masks(numbers.device)
     return Attend(
         measured=kernel == "auto" and pattern is None,
         kernel=first,
@@ -261,7 +292,9 @@ def _attend(
         other=run if other is None else ready(other, numbers),
         numbers=numbers,
         heads=module.heads,
-        joins_text=any(processor.joins_text for processor in found.values()),
+        joins_text=joins_text,
+        biased=sdpa if kernel == "auto" or other is not None else run,
+        text_tokens=model.family.text_tokens if takes_bias and not joins_text else None,
         pattern=pattern,
         processes=processes_of(module.processor),
     )

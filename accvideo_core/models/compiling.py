@@ -10,6 +10,7 @@ most 5e-7 of their largest number in float32 (inductor on a CPU).
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -30,18 +31,29 @@ Backend = str | Callable[..., Any]
 """Of torch.compile."""
 
 
-def check_compiler(model: VideoModel, setting: str, backend: Backend = "inductor") -> None:
+def check_compiler(device: torch.device, setting: str, backend: Backend = "inductor") -> None:
     """Refuse to compile where the compiler is missing; `setting` is what would ask for it.
 
     Raises:
         AccVideoError: with what to install.
     """
-    needs_triton = backend == "inductor" and model.device.type == "cuda"
-    if needs_triton and not importlib.util.find_spec("triton"):
+    if backend != "inductor":
+        return
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise AccVideoError(
             f"{setting} needs Triton, which is not installed; install it (on Windows, "
-            f"triton-windows), or set {setting} to False"
+            f"triton-windows), or leave {setting} out"
         )
+    if device.type == "cpu" and not has_cpp_compiler():
+        raise AccVideoError(
+            f"{setting} needs a C++ compiler, and there is none; install one, such as g++, or "
+            f"leave {setting} out"
+        )
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch finds what its code for CPUs is compiled with."""
+    return any(map(shutil.which, ("g++", "clang++", "c++", "cl")))
 
 
 @contextmanager

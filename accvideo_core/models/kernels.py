@@ -11,7 +11,6 @@ or None).
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import AccVideoError
 from ..wording import listed
+from .compiling import has_cpp_compiler
 
 Run = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
@@ -179,7 +179,7 @@ def _flex(device: torch.device) -> Run:
     if device.type == "cuda":
         importlib.import_module("triton")
         return _compiled_flex()
-    if not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+    if not has_cpp_compiler():
         raise OSError("there is no C++ compiler")
     return _flex_on_cpu()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from .text_cache import TextCache, encoder_name
 from .tiny_decoder import TinyDecoder, load_tiny_decoder
 from .vae import VideoVAE
 from .vae_file import load_vae, vae_config
+from .vae_speed import fast_decoder
 from .video_model import Family, VideoModel
 
 _log = logging.getLogger(__name__)
@@ -189,6 +191,12 @@ class Teacher:
             module = load_vae(self.vae_path, self.compute_device, self.vae_dtype)
             self._vae = VideoVAE(module, self.model.latent_spec)
         return self._vae
+
+    @contextmanager
+    def decoding(self, how: str) -> Iterator[None]:
+        """Inside, the VAE is loaded and decodes as one of `vae_speed.WAYS` says."""
+        with fast_decoder(self.vae, how):
+            yield
 
     def tiny_vae(self, path: Path) -> TinyDecoder:
         """The tiny decoder in a file, in the network's number format."""

@@ -94,16 +94,18 @@ class WanProcessor(Processor):
         sees_image = attn.add_k_proj is not None
         image = others[:, :-WAN_TEXT_TOKENS]
         others = others[:, -WAN_TEXT_TOKENS:] if sees_image else others
+        sees_text = encoder_hidden_states is not None
+        others = self.attend.of_text(others) if sees_text else others
         heads = (attn.heads, -1)
         # Norms go across heads here.
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads)
         k = attn.norm_k(attn.to_k(others)).unflatten(2, heads)
         v = attn.to_v(others).unflatten(2, heads)
-        if encoder_hidden_states is None:
+        if sees_text:
+            out = self.attend.to_text(q, k, v)
+        else:
             q, k = _turned(q, k, rotary_emb)
             out = self.attend.to_all(q, k, v, 0, attention_mask)
-        else:
-            out = self.attend.to_others(q, k, v)
         if sees_image:
             k = attn.norm_added_k(attn.add_k_proj(image)).unflatten(2, heads)
             out = out + self.attend.to_others(q, k, attn.add_v_proj(image).unflatten(2, heads))

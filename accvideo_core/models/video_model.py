@@ -98,7 +98,7 @@ class Family:
 
     # How it is asked
     forward: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
-    """(module, x_t [B,C,T,H,W], t [B] float32, cond) -> v [B,C,T,H,W]."""
+    """(module, x_t [B,C,T,H,W], t [B] float32, filled cond) -> v [B,C,T,H,W]."""
     blocks: Callable[[nn.Module], list[nn.Module]]
     """The network's blocks in order."""
     tail: Callable[[nn.Module], nn.Module]
@@ -106,7 +106,7 @@ class Family:
     tokens: Callable[[nn.Module, Any, tuple[int, ...]], Tensor]
     """(module, a block's output, shape of x_t) -> [B, T, h, w, D]."""
     fill: Callable[[Condition], Condition] = _same
-    """A condition -> with the text filled up as `forward` would fill it up each time."""
+    """A condition -> as `forward` takes it, its text filled up."""
     tables: tuple[str, ...] = ()
     """Submodules and methods of the network whose result follows from the sizes of what they are
     given (rotary tables): the same in every step of one sampling."""

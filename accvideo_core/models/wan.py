@@ -81,7 +81,7 @@ def _exact_sinusoids(module: Any, args: tuple[Tensor], _output: Tensor) -> Tenso
 
 
 def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """The network's answer; `t`, float32 like the sinusoids of it, may be [B, T*h*w]: per token."""
+    """The network's answer to what was filled; `t`, float32, may be [B, T*h*w]: per token."""
     config = module.config
     if cond.text.shape[-1] != config.text_dim:
         raise AccVideoError(
@@ -94,7 +94,7 @@ def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return module(
             hidden_states=x_t,
             timestep=t * TIMESTEPS,
-            encoder_hidden_states=_filled(cond).text,
+            encoder_hidden_states=cond.text,
             encoder_hidden_states_image=None if config.image_dim is None else cond.image_tokens,
             return_dict=False,
         )[0]
@@ -103,16 +103,17 @@ def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
 
 
 def _filled(cond: Condition) -> Condition:
-    """With the rows of zeros that the network attends to; a condition that has them is the same.
+    """With the rows of zeros that the network attends to; the mask tells them apart.
 
     Longer texts are cut, as the release's tokenizer cuts them.
     """
     if cond.mask is None and cond.text.shape[1] == TEXT_TOKENS:
         return cond
-    text = cond.text.masked_fill(~cond.full_mask().unsqueeze(-1), 0)
-    text = nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1]))
-    others = {name: x for name, x in cond.tensors().items() if name != "mask"}
-    return Condition(**{**others, "text": text})
+    mask, missing = cond.full_mask(), TEXT_TOKENS - cond.text.shape[1]
+    text = cond.text.masked_fill(~mask.unsqueeze(-1), 0)
+    text = nn.functional.pad(text, (0, 0, 0, missing))
+    mask = nn.functional.pad(mask, (0, missing))
+    return Condition(**{**cond.tensors(), "text": text, "mask": mask})
 
 
 def _forward_i2v(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:

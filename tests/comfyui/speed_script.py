@@ -55,13 +55,22 @@ def sampled(nodes: dict[str, Any], teacher: Any) -> dict[str, Any]:
             out = nodes["sample"].AccVideoSample.execute(teacher, prompts, **SIZE, **more)
         return out.args[0]["samples"]
 
+    def frames(of: torch.Tensor, decoder: str) -> torch.Tensor:
+        with torch.inference_mode():
+            out = nodes["sample"].AccVideoDecode.execute(teacher, {"samples": of}, 0, 8, decoder)
+        return out.args[0]
+
     plain = run()
+    decoded, last = (frames(plain, name) for name in list(nodes["decoders"].VAES)[:2])
     swapped = run(speed=settings(nodes, attention="math", swap_blocks=2))
     after = [m.processor for m in network.modules() if hasattr(m, "processor")]
     return {
         "settings change no result": bool(torch.allclose(plain, swapped, atol=1e-5)),
+        "channels last shows the same": bool(torch.allclose(decoded, last, atol=1e-4)),
         "nothing is left behind": all(a is b for a, b in zip(processors, after, strict=True)),
-        "trainable afterwards": not any(p.is_inference() for p in network.parameters()),
+        "trainable afterwards": not any(
+            p.is_inference() for m in (network, teacher.vae.module) for p in m.parameters()
+        ),
         "together": refusal(lambda: settings(nodes, cuda_graphs=True, swap_blocks=2)),
         "too many": refusal(lambda: run(speed=settings(nodes, swap_blocks=900))),
         "kernel": refusal(lambda: run(speed=settings(nodes, attention="sage"))),

@@ -23,6 +23,7 @@ def facts(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     [
         "settings change no result",
         "nothing is left behind",
+        "channels last shows the same",
         "trainable afterwards",
         "recorded alike",
         "nothing waits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tiny_families import Case, case
 from torch import Tensor
 
 from accvideo_core.errors import AccVideoError
-from accvideo_core.models import fastest, kernels
+from accvideo_core.models import fastest
 from accvideo_core.models.attention import attention
 from accvideo_core.models.fastest import Shape
 from accvideo_core.models.kernels import KERNELS, Kernel, Limits, Numbers
@@ -88,7 +89,7 @@ def test_a_package_that_fails_here_is_refused_before_it_is_needed(
 
 
 def test_flex_needs_something_to_compile_it_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     assert "on a CPU a C++ compiler (there is no C++ compiler)" in refusal(case("wan_t2v"), "flex")
 
 

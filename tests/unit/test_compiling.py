@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -157,9 +158,12 @@ def test_swapped_blocks_run_compiled():
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
-    case = simple_case()
-    check_compiler(case.model, "compile")  # a CPU's needs no Triton
-    monkeypatch.setattr(VideoModel, "device", torch.device("cuda"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AccVideoError, match="compile needs Triton.*or set compile to False"):
-        check_compiler(case.model, "compile")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    check_compiler(torch.device("cpu"), "compile")  # which needs no Triton
+    with pytest.raises(AccVideoError, match="compile needs Triton.*or leave compile out"):
+        check_compiler(torch.device("cuda"), "compile")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(AccVideoError, match=r"needs a C\+\+ compiler.*or leave compile out"):
+        check_compiler(torch.device("cpu"), "compile")
+    check_compiler(torch.device("cpu"), "compile", "eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -275,7 +276,7 @@ def test_auto_computes_patterns_by_flex_attention() -> None:
 
 
 def test_flex_attention_that_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     with pytest.raises(AccVideoError, match="no C.. compiler"):
         with attention(case("wan_t2v").model, "auto", "radial"):
             pass
