@@ -47,7 +47,7 @@ def fast_decoder(vae: VideoVAE, how: str, backend: Backend = "inductor") -> Iter
     """
     if how not in WAYS:
         raise AccVideoError(f"VAE speed {how!r} is unknown; choose {listed(WAYS)}")
-    decoder = getattr(vae.module, "decoder", None)
+    decoder: Any = getattr(vae.module, "decoder", None)
     if decoder is None and how != "plain":
         raise AccVideoError(
             f"a {type(vae.module).__name__} has no decoder that can be {how}; leave it plain"
