@@ -130,8 +130,10 @@ def bench_pipelines(options: Options) -> list[Result]:
                 "encode_s": timed(ours.encode)[0],
             }
             theirs = diffusers_clip(case, folder, STEPS)
-            title = f"{family}: clip / diffusers"
-            results.append(against(title, 0.9, options.repeats, ours, theirs, **facts))
+            compiled = OurClip(case, folder, STEPS, "eager" if options.quick else "inductor")
+            for name, side in (("clip", ours), ("clip, compiled", compiled)):
+                title = f"{family}: {name} / diffusers"
+                results.append(against(title, 0.9, options.repeats, side, theirs, **facts))
     return results
 
 

@@ -39,8 +39,12 @@ Clip = Callable[[], Tensor]
 class OurClip:
     """Ours, loaded, with the prompt encoded."""
 
-    def __init__(self, case: Case, folder: Path, steps: int) -> None:
+    def __init__(
+        self, case: Case, folder: Path, steps: int, compiler: str | None = None
+    ) -> None:
+        """`compiler` is a backend of torch.compile."""
         self.case, self.teacher = case, load_teacher(folder)
+        self.compiler = compiler
         self.times, self.cfg = times_of(case, steps), Cfg(CFG[case.family])
         self.prompt, self.negative = self.encode()
 
@@ -49,7 +53,8 @@ class OurClip:
         return self.teacher.encode_prompts([PROMPT])[0], negative
 
     def __call__(self) -> Tensor:
-        with sped_up(self.teacher.model, Speed()) as model:
+        speed, backend = Speed(compile=self.compiler is not None), self.compiler or "inductor"
+        with sped_up(self.teacher.model, speed, backend=backend) as model:
             asked = guided(model, self.negative, self.cfg)
             latents = sample(asked, self.prompt.condition, self.case.noise(), self.times)
         return self.teacher.vae.decode(latents)[0]
