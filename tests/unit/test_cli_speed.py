@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_wan
 import torch
 
 from accvideo_core.cli import main
+from accvideo_core.models import loading
+from accvideo_core.models.vae import VideoVAE
 from accvideo_core.trajectories.store import TrajectoryDataset
 from accvideo_core.video import read_video
+from tests.tiny_decoders import weights, write
 
 SIZE = ["--frames", "5", "--height", "16", "--width", "16", "--steps", "2"]
 
@@ -53,6 +57,47 @@ def test_exact_speed_gives_the_same_videos(teacher: Path, tmp_path: Path) -> Non
     assert all(same_video(found[name], x) for name, x in plain.items())
 
 
+def test_a_faster_vae_shows_the_same_videos(teacher: Path, tmp_path: Path) -> None:
+    assert sample(tmp_path / "plain", teacher) == 0
+    assert sample(tmp_path / "last", teacher, "--vae-speed", "channels_last") == 0
+    plain, found = clips(tmp_path / "plain"), clips(tmp_path / "last")
+    assert len(plain) == 2 and found.keys() == plain.keys()
+    assert all(same_video(found[name], x) for name, x in plain.items())
+
+
+def test_a_second_run_reads_its_prompts_from_the_cache(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ["--text-cache", str(tmp_path / "prompts")]
+    assert sample(tmp_path / "first", teacher, *cache) == 0
+
+    def never(*_: object) -> None:
+        raise AssertionError("text encoders are loaded")
+
+    monkeypatch.setattr(loading, "load_text_pipeline", never)
+    assert sample(tmp_path / "second", teacher, *cache) == 0
+    first, second = clips(tmp_path / "first"), clips(tmp_path / "second")
+    assert len(first) == 2 and first.keys() == second.keys()
+    assert all(torch.equal(second[name], x) for name, x in first.items())
+
+
+def test_a_tiny_decoder_takes_the_place_of_the_vae(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "wan"
+    tiny_wan.save_pipeline("wan_t2v", folder)
+    file = write(tmp_path / "taew2_1.safetensors", weights(tiny_wan.channels("wan_t2v"), 1))
+
+    def never(*_: object) -> None:
+        raise AssertionError("the VAE decodes")
+
+    monkeypatch.setattr(VideoVAE, "_decode", never)
+    assert sample(tmp_path / "out", folder, "--tiny-vae", str(file)) == 0
+    found = clips(tmp_path / "out")
+    assert len(found) == 2 and all(len(video) == 5 for video in found.values())
+    assert all(video.std() > 0.01 for video in found.values())
+
+
 def test_records_are_the_same_bytes_without_speed_and_nearly_with_it(
     teacher: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +130,8 @@ def test_a_comparison_is_the_same_with_swapped_blocks(teacher: Path, tmp_path: P
         (["--sparse", "much"], ("speed.sparse is 'much'", "radial")),
         (["--cfg-batch", "both"], ("speed.cfg_batch is 'both'", "in turn")),
         (["--swap-blocks", "9"], ("speed.swap_blocks is 9", "choose at most")),
+        (["--vae-speed", "quick"], ("VAE speed 'quick'", "channels_last or compiled")),
+        (["--tiny-vae", "gone.pth"], ("gone.pth",)),
         (["--cuda-graphs"], ("CUDA graphs need an NVIDIA GPU", "cpu")),
         (["--cuda-graphs", "--swap-blocks", "2"], ("leave one of the two out",)),
         (["--fp8", "--swap-blocks", "2"], ("--weights fp8",)),
