@@ -48,7 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import commands, dataset_commands, profile_commands, run_commands, sample_commands
+    from . import (
+        commands,
+        dataset_commands,
+        evaluate_commands,
+        profile_commands,
+        run_commands,
+        sample_commands,
+    )
 
     parser = argparse.ArgumentParser(
         prog="accvideo",
@@ -96,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     profile_commands.add_arguments(
         add("profile", profile_commands.profile, "say where the time of sampling a clip goes",
             'out --prompt "a red circle moving left on a plain background"'))  # fmt: skip
+    evaluate_commands.add_arguments(
+        add("evaluate", evaluate_commands.evaluate, "judge real videos by others, or by pairs",
+            "teacher/ student/ --out report"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser

@@ -6,9 +6,11 @@ Shapes: T frames, H, W pixels, 3 colours in [0, 1].
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,23 +45,54 @@ def read_video(path: Path) -> tuple[Tensor, float]:
     Raises:
         AccVideoError: the file is missing, or is not a video.
     """
+    with opened_video(path) as (frames, fps):
+        stacked = torch.stack(list(frames))
+    return stacked.float() / 255, fps
+
+
+@contextmanager
+def opened_video(path: Path) -> Iterator[tuple[Iterator[Tensor], float]]:
+    """Frames uint8 [H, W, 3] of a video file, each decoded when it is asked for, and its fps.
+
+    Raises:
+        AccVideoError: the file is missing or is not a video; or, once frames are asked for, it
+            breaks off, has none, or changes its size.
+    """
     import av
 
     if not Path(path).is_file():
         raise AccVideoError(f"there is no video file {path}; check the path")
+    with _readable(path):
+        container = av.open(str(path))
+    with container:
+        if not container.streams.video:
+            raise AccVideoError(f"{path} has no video stream; give a video file")
+        stream = container.streams.video[0]
+        yield _decoded(path, container.decode(stream)), float(stream.average_rate or 0)
+
+
+def _decoded(path: Path, pictures: Iterable[Any]) -> Iterator[Tensor]:
+    """The frames of a video that has some, all of one size."""
+    size = None
+    with _readable(path):
+        for picture in pictures:
+            frame = torch.from_numpy(picture.to_ndarray(format="rgb24"))
+            if size not in (None, frame.shape):
+                raise AccVideoError(f"{path} changes its size between frames; write it again")
+            size = frame.shape
+            yield frame
+    if size is None:
+        raise AccVideoError(f"{path} is a video without frames; write it again")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import av
+
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise AccVideoError(f"{path} has no video stream; give a video file")
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            fps = float(stream.average_rate or 0)
+        yield
     except av.FFmpegError as error:
         raise AccVideoError(f"{path} is not a video that can be read ({error.strerror})") from error
-    if not frames:
-        raise AccVideoError(f"{path} is a video without frames; write it again")
-    stacked = torch.stack([torch.from_numpy(frame) for frame in frames])
-    return stacked.float() / 255, fps
 
 
 def side_by_side(clips: Sequence[Tensor], gap: int = 2) -> Tensor:

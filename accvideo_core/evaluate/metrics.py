@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..errors import AccVideoError
 
-# ITU-R BT.709 luma.
 _LUMA = (0.2126, 0.7152, 0.0722)
 _Z95 = 1.959964
 
@@ -110,15 +109,21 @@ def latent_mse(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() - b.float()).square().flatten(1).mean(dim=1)
 
 
+def luma(frames: Tensor) -> Tensor:
+    """Brightness by ITU-R BT.709 of frames [N, T, H, W, 3], [N, T, H, W]."""
+    _check_frames(frames)
+    return frames.float() @ torch.tensor(_LUMA, device=frames.device)
+
+
 def edge_sharpness(frames: Tensor, share: float = 0.05) -> Tensor:
     """Mean luma step between neighbouring pixels at the strongest `share` of edges, per clip [N].
 
     Neighbour differences see the finest detail there is; a blur spreads an edge over more pixels
     and so lowers it. Noise and ringing raise it: sharp enough is what the reference has.
     """
-    luma = _luma(frames)
+    bright = luma(frames)
     steps = torch.cat(
-        [luma.diff(dim=2).abs().flatten(1), luma.diff(dim=3).abs().flatten(1)], dim=1
+        [bright.diff(dim=2).abs().flatten(1), bright.diff(dim=3).abs().flatten(1)], dim=1
     )
     count = max(1, round(share * steps.shape[1]))
     return steps.topk(count, dim=1).values.mean(dim=1)
@@ -131,7 +136,7 @@ def detail_contrast(frames: Tensor, size: int = 9) -> Tensor:
     A background texture counts in full, a texture that turned grey not at all, and what moves
     hardly.
     """
-    still = _luma(frames).median(dim=1).values[:, None]
+    still = luma(frames).median(dim=1).values[:, None]
     pad = size // 2
     padded = F.pad(still, (pad, pad, pad, pad), mode="replicate")
     local = F.avg_pool2d(padded, 2 * pad + 1, stride=1)
@@ -242,11 +247,6 @@ def _gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
 def _symmetric_sqrt(x: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(x)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-def _luma(frames: Tensor) -> Tensor:
-    _check_frames(frames)
-    return frames.float() @ torch.tensor(_LUMA, device=frames.device)
 
 
 def _check_frames(frames: Tensor) -> None:
