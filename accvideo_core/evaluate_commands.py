@@ -50,11 +50,11 @@ def evaluate(args: Namespace) -> None:
     from .evaluate.lpips import load_lpips
     from .evaluate.video_page import write_evaluation
 
+    sides = clips_of(args.reference), clips_of(args.judged)
     if args.reference.is_dir() != args.judged.is_dir():
         raise AccVideoError(
             f"{args.reference} and {args.judged} are a folder and a file; give two of a kind"
         )
-    sides = clips_of(args.reference), clips_of(args.judged)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -57,19 +57,21 @@ def evaluate_videos(
         notes.append("no video has the name of another, so that only the two sets are compared")
     counted = _Counted(monitor, len(ones) + len(others) + len(ones) * paired)
     work = _Work(Measured(folder / "measured"), tools, counted, left_out)
-    sides = [work.side(*each) for each in zip(labels, (ones, others), strict=True)]
+    one, other = (work.side(*each) for each in zip(labels, (ones, others), strict=True))
     if paired:
-        sides = [_only(side, sides[0].figures.keys() & sides[1].figures.keys()) for side in sides]
-    if not all(side.figures for side in sides):
+        both = one.figures.keys() & other.figures.keys()
+        one, other = _only(one, both), _only(other, both)
+    if not (one.figures and other.figures):
         raise AccVideoError(f"no video can be measured; of the last one it is said: {left_out[-1]}")
-    pairs = dict(work.pairs(*sides, yardsticks)) if paired else {}
+    pairs = dict(work.pairs(one, other, yardsticks)) if paired else {}
     return Evaluation(
-        *sides,
+        one,
+        other,
         yardsticks=yardsticks,
         pairs=pairs,
         detector=tools.detector.digest if tools.detector else None,
         left_out=left_out,
-        notes=notes + _notes(sides),
+        notes=notes + _notes(one, other),
     )
 
 
@@ -157,9 +159,9 @@ def _misfit(a: ClipFigures, b: ClipFigures) -> str | None:
     return f"the reference has {a.size} and the judged one {b.size}; bring them to one size"
 
 
-def _notes(sides: Sequence[Side]) -> list[str]:
-    one, other = ([*side.figures.values()] for side in sides)
+def _notes(reference: Side, judged: Side) -> list[str]:
     notes = []
+    one, other = (list(side.figures.values()) for side in (reference, judged))
     rates = [sorted({round(x.fps, 2) for x in side}) for side in (one, other)]
     if rates[0] != rates[1]:
         shown = [", ".join(f"{rate:g}" for rate in side) for side in rates]
@@ -167,16 +169,14 @@ def _notes(sides: Sequence[Side]) -> list[str]:
             f"the reference's videos have {shown[0]} frames per second and the judged ones "
             f"{shown[1]}; frames are compared by their number, and motion is per frame"
         )
-    sizes = [{(x.height, x.width) for x in side} for side in (one, other)]
-    if sizes[0] != sizes[1]:
+    if {(x.height, x.width) for x in one} != {(x.height, x.width) for x in other}:
         notes.append("the sizes differ, and sharpness and motion are of neighbouring pixels")
-    if sides[0].features or sides[1].features:
-        count = min(len(side.features) for side in sides)
-        if count < 2:
-            notes.append("FVD needs at least 2 videos on each side")
-        elif count < FEW:
-            notes.append(
-                f"FVD of {count} videos is mostly the bias of so few, which papers take 2048 of; "
-                "compare it only with FVD of as many videos"
-            )
+    count = min(len(reference.features), len(judged.features))
+    if reference.features and count < FEW:
+        notes.append(
+            f"FVD of {count} videos is mostly the bias of so few, where papers take 2048; compare "
+            "it only with FVD of as many videos"
+            if count > 1
+            else "FVD needs at least 2 videos on each side"
+        )
     return notes

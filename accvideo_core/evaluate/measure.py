@@ -108,11 +108,11 @@ class Measured:
 @torch.no_grad()
 def _measure_clip(clip: Clip, device: str) -> dict[str, Tensor]:
     values: dict[str, list[Tensor]] = {name: [] for name in CLIP_YARDSTICKS}
-    thumbs, count, tail = [], 0, None
+    thumbs, count, tail = [], 0, torch.empty(0)
     with clip.opened() as (chunks, fps):
         for chunk in chunks:
             frames = chunk.to(device)
-            seen = frames if tail is None else torch.cat([tail, frames])
+            seen = torch.cat([tail, frames]) if count else frames
             for name, one in CLIP_YARDSTICKS.items():
                 # As many frames again as windows of this span reach back.
                 recent = seen[max(0, len(seen) - len(frames) - one.span + 1) :]

@@ -6,7 +6,7 @@ Shapes: T frames; N videos; D features of I3D.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -201,9 +201,10 @@ def shown(figure: Interval | None) -> str:
     return f"{figure.value:.4g}" if math.isnan(figure.error) else str(figure)
 
 
-def _mean(values: Any) -> Interval:
+def _mean(values: Iterable[float]) -> Interval:
     x = torch.tensor(list(values), dtype=torch.float64)
-    return Interval(float(x.mean()), float(x.std() / math.sqrt(len(x))))
+    error = float(x.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    return Interval(float(x.mean()), error)
 
 
 def _ratio(figure: str, one: Mapping[str, float], other: Mapping[str, float]) -> Interval | None:

@@ -114,6 +114,8 @@ def ssim_measure() -> Callable[[Tensor, Tensor], Tensor]:
 
     def measure(a: Tensor, b: Tensor) -> Tensor:
         planes = a.movedim(-1, 1), b.movedim(-1, 1)
-        return structural_similarity_index_measure(*planes, data_range=1.0, reduction="none")
+        found = structural_similarity_index_measure(*planes, data_range=1.0, reduction="none")
+        assert isinstance(found, Tensor)
+        return found.reshape(-1)  # a single frame's has no axis
 
     return measure

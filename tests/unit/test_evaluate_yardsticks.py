@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from accvideo_core.evaluate.fvd import Detector, fvd
 from accvideo_core.evaluate.lpips import load_lpips
 from accvideo_core.evaluate.measure import Measured
 from accvideo_core.evaluate.yardsticks import CLIP_YARDSTICKS, PairYardstick, pair_yardsticks
+from tests import tiny_i3d
 
 FRAMES, SIZE = 24, 40
 
@@ -122,9 +124,7 @@ def plain_ssim(a: np.ndarray, b: np.ndarray) -> float:
             v, w = (window * one**2).sum() - m * m, (window * other**2).sum() - n * n
             c = (window * one * other).sum() - m * n
             c1, c2 = 0.01**2, 0.03**2
-            values.append(
-                (2 * m * n + c1) * (2 * c + c2) / ((m * m + n * n + c1) * (v + w + c2))
-            )
+            values.append((2 * m * n + c1) * (2 * c + c2) / ((m * m + n * n + c1) * (v + w + c2)))
     return float(np.mean(values))
 
 
@@ -145,7 +145,7 @@ def test_ssim_is_that_of_plain_sums_over_windows() -> None:
 def test_without_torchmetrics_there_is_no_ssim_and_a_note_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.functional.image", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     found, notes = pair_yardsticks()
     assert list(found) == ["PSNR"]
     assert len(notes) == 1 and "pip install torchmetrics" in notes[0]
@@ -198,7 +198,7 @@ def plain_lpips(network: str, features: nn.Sequential, heads: list[Tensor]) -> C
     def unit_features(picture: Tensor) -> list[np.ndarray]:
         shift, scale = torch.tensor([-0.03, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.45])
         x, found = ((2 * picture - 1 - shift) / scale).permute(2, 0, 1)[None], []
-        for number, layer in enumerate(features):
+        for number, layer in enumerate(features[: taps[-1] + 1]):
             x = layer(x)
             if number in taps:
                 y = x[0].double().numpy()
@@ -270,23 +270,9 @@ def test_weights_that_lpips_cannot_use_are_named(
 # FVD ------------------------------------------------------------------------------------------
 
 
-class TinyI3D(nn.Module):
-    """Takes what I3D's file takes; its features say what it was given."""
-
-    def forward(
-        self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
-    ) -> Tensor:
-        assert rescale and resize and return_features
-        colours = x.mean(dim=[2, 3, 4])
-        shape = torch.tensor([x.shape[1], x.shape[2], x.shape[3], x.shape[4]])
-        return torch.cat([colours, shape.to(x.dtype).repeat(x.shape[0], 1)], dim=1)
-
-
 @pytest.fixture(scope="module")
 def i3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("i3d") / "i3d_torchscript.pt"
-    torch.jit.script(TinyI3D()).save(str(path))
-    return path
+    return tiny_i3d.save(tmp_path_factory.mktemp("i3d") / "i3d_torchscript.pt")
 
 
 def test_i3d_is_asked_with_the_first_16_frames_from_0_to_255(i3d: Path) -> None:
