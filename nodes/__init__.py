@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import live, paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
+from .evaluate import AccVideoEvaluate
 from .inspect import AccVideoInspectTrajectory
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
 from .speed import AccVideoSpeed
@@ -37,6 +38,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoSample,
     AccVideoDecode,
     AccVideoCompare,
+    AccVideoEvaluate,
 )
 
 
@@ -44,7 +46,7 @@ class AccVideoExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def on_load(self) -> None:
-        paths.register_student_folder()
+        paths.register_folders()
         live.register_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

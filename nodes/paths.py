@@ -25,12 +25,16 @@ DECODERS = "vae_approx"
 STUDENTS = "accvideo"
 """Key of our folder among ComfyUI's model folders, and its name in models/."""
 
+METRICS = "accvideo_metrics"
+"""Key of the folder of networks that figures need, and its name in models/."""
+
 _recorded: set[str] = set()
 
 
-def register_student_folder() -> None:
-    """Make models/accvideo known, so that extra_model_paths.yaml can add to it."""
-    folder_paths.add_model_folder_path(STUDENTS, str(Path(folder_paths.models_dir) / STUDENTS))
+def register_folders() -> None:
+    """Make our folders in models/ known, so that extra_model_paths.yaml can add to them."""
+    for key in (STUDENTS, METRICS):
+        folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key))
 
 
 def teacher_names() -> list[str]:
@@ -111,6 +115,35 @@ def decoder_file(name: str) -> Path:
             f"there is no decoder {name!r} in models/{DECODERS}; put it there and refresh"
         )
     return Path(found)
+
+
+def metric_names() -> list[str]:
+    """Names of the files in models/accvideo_metrics."""
+    return folder_paths.get_filename_list(METRICS)
+
+
+def metric_file(name: str) -> Path:
+    """The file of a network that `metric_names` lists."""
+    found = folder_paths.get_full_path(METRICS, name) if name in metric_names() else None
+    if found is None:
+        raise AccVideoError(
+            f"there is no file {name!r} in models/{METRICS}; put it there and refresh"
+        )
+    return Path(found)
+
+
+def video_folder(name: str) -> Path:
+    """A folder of videos by its place in ComfyUI's output or input folder, / between folders."""
+    for root in (folder_paths.get_output_directory(), folder_paths.get_input_directory()):
+        folder = Path(root)
+        for part in name.replace("\\", "/").split("/"):
+            folder = child(folder, part, "folder")
+        if folder.is_dir():
+            return folder
+    raise AccVideoError(
+        f"there is no folder {name!r} in ComfyUI's output or input folder; name one there, such "
+        "as video/teacher"
+    )
 
 
 def _model_file(name: str) -> Path:

@@ -28,7 +28,7 @@ TALL = 1000
 """Height at which a group begins a new column."""
 SHOWS = {
     **dict.fromkeys(("AccVideoDistill", "AccVideoAdversarialTune"), 250),
-    "AccVideoCompare": 320,
+    **dict.fromkeys(("AccVideoCompare", "AccVideoEvaluate"), 320),
     "AccVideoInspectTrajectory": 320,
     "SaveVideo": 320,
     "PreviewAny": 160,
