@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         profile_commands,
         run_commands,
         sample_commands,
+        vbench_commands,
     )
 
     parser = argparse.ArgumentParser(
@@ -106,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_commands.add_arguments(
         add("evaluate", evaluate_commands.evaluate, "judge real videos by others, or by pairs",
             "teacher/ student/ --out report"))  # fmt: skip
+    vbench_commands.add_arguments(
+        add("vbench", vbench_commands.vbench, "have VBench judge videos, or collect its results",
+            "videos --out scores"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser
@@ -234,6 +238,14 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips at once (8)")
     parser.add_argument("--fps", type=float, default=8, help="frames per second (8)")
     parser.add_argument("--upscale", type=int, help="enlarge pixels (small clips, to 128 pixels)")
+    parser.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="text file with a name a line for the prompts of --prompts: videos are called "
+        "NAME-0.mp4, NAME-1.mp4, ... as VBench wants, and those that are there are not sampled "
+        "again (see docs/evaluation.md)",
+    )
     groups.decoding(parser)
     groups.speed(parser)
     parser.add_argument(

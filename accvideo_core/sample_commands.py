@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, repeat
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import Sampling, late_prompts_of, plan_of, sampling_of, speed_of, teacher_of
@@ -45,6 +46,28 @@ class _Batch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Names:
+    """The files of clips, as `--names` wants them or as they are otherwise."""
+
+    folder: Path
+    given: Mapping[str, str] | None = None
+    """Prompt -> name; prompts without one are left out."""
+
+    def path(self, prompt: AnyPrompt, number: int) -> Path:
+        from .evaluate.publish import file_name
+
+        if self.given is not None:
+            return self.folder / f"{self.given[prompt.text]}-{number}.mp4"
+        return self.folder / f"{file_name(prompt.text)[:80]}_{prompt.id[:6]}_{number}.mp4"
+
+    def left(self, prompt: AnyPrompt, number: int) -> bool:
+        """Whether the clip is still to be made."""
+        if self.given is None:
+            return True
+        return prompt.text in self.given and not self.path(prompt, number).exists()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Work:
     """What this process samples, and how."""
 
@@ -52,6 +75,7 @@ class _Work:
     plan: SamplePlan
     how: Sampling
     batches: Sequence[_Batch]
+    names: _Names
 
 
 def sample(args: Namespace) -> None:
@@ -73,18 +97,29 @@ def _prepared(args: Namespace, ranks: Ranks) -> _Work:
     from .export import load_student
     from .sampling_room import room_to_encode
 
+    names = _names(args)
     teacher = teacher_of(args)
     student = None if args.student is None else load_student(args.student, teacher.model)
     plan = plan_of(args, teacher, student)
     with room_to_encode(teacher):
         how = sampling_of(args, teacher, student, plan)
         prompts = late_prompts_of(args, teacher, plan)
-        batches = _batches(prompts, args.samples, args.batch, ranks)
-    return _Work(teacher, plan, how, batches)
+        batches = _batches(prompts, args.samples, args.batch, ranks, names)
+    return _Work(teacher, plan, how, batches, names)
+
+
+def _names(args: Namespace) -> _Names:
+    from .evaluate.vbench_scores import video_names
+
+    if args.names is None:
+        return _Names(args.out)
+    if args.prompts is None or args.prompt or args.world:
+        raise AccVideoError(f"--names {args.names} has names for --prompts; give that file alone")
+    return _Names(args.out, video_names(args.prompts, args.names))
 
 
 def _batches(
-    prompts: Sequence[AnyPrompt], samples: int, size: int, ranks: Ranks
+    prompts: Sequence[AnyPrompt], samples: int, size: int, ranks: Ranks, names: _Names
 ) -> list[_Batch]:
     """The clips of this process's group, at most `size` at once, with their prompts encoded."""
     from .conditioning import encoded
@@ -93,7 +128,7 @@ def _batches(
         raise AccVideoError(f"--batch {size} is no number of clips; it must be at least 1")
 
     clips = [(number, prompt) for number in range(samples) for prompt in prompts]
-    mine = clips[ranks.group :: ranks.groups]
+    mine = [clip for clip in clips[ranks.group :: ranks.groups] if names.left(clip[1], clip[0])]
     distinct = {prompt.id: prompt for _, prompt in mine}
     ready = {prompt.id: prompt for prompt in encoded(distinct.values())}
     batches = []
@@ -175,13 +210,12 @@ class _Finish:
         self.beside = self.tiny is not None or room.decodes_beside(teacher.vae, work.plan)
 
     def __call__(self, clip: _Clip) -> str:
-        from .evaluate.publish import file_name
         from .video import write_video
 
         prompt, number, latents = clip
-        name = f"{file_name(prompt.text)[:80]}_{prompt.id[:6]}_{number}.mp4"
         frames = self._decoded(latents[None])[0]
-        return str(write_video(self.args.out / name, frames, self.args.fps, self.upscale))
+        path = self.work.names.path(prompt, number)
+        return str(write_video(path, frames, self.args.fps, self.upscale))
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """[1, C, T, H, W] -> [1, T, H, W, 3]."""

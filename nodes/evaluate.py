@@ -75,16 +75,11 @@ class AccVideoEvaluate(io.ComfyNode):
         from ..accvideo_core.evaluate.evaluate_videos import evaluate_videos
         from ..accvideo_core.evaluate.video_page import write_evaluation
 
-        sides = [
-            _clips(*given, fps, frames_per_clip)
-            for given in (
-                ("reference", reference, reference_folder),
-                ("judged", judged, judged_folder),
-            )
-        ]
+        one = _clips("reference", reference, reference_folder, fps, frames_per_clip)
+        other = _clips("judged", judged, judged_folder, fps, frames_per_clip)
         folder, monitor = paths.report_folder(name), NodeMonitor()
         labels = reference_folder or "reference", judged_folder or "judged"
-        found = evaluate_videos(*sides, folder, _tools(lpips, fvd), labels, monitor)
+        found = evaluate_videos(one, other, folder, _tools(lpips, fvd), labels, monitor)
         write_evaluation(found, folder, players, monitor)
         return _shown(name, found.table())
 
