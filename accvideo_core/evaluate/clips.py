@@ -22,8 +22,8 @@ from ..video import opened_video
 SUFFIXES = (".mp4", ".webm", ".mov", ".m4v", ".mkv", ".avi", ".gif")
 
 _AT_ONCE = 16
-_PIXELS_AT_ONCE = 2**23
-"""Frames are decoded and measured in chunks of at most so many pixels: 9 frames of 720p."""
+_PIXELS_AT_ONCE = 2**22
+"""Frames are decoded and measured in chunks of at most so many pixels: 4 frames of 720p."""
 
 
 class UnusableClip(AccVideoError):
