@@ -46,6 +46,7 @@ INFO = [
     {"prompt_en": "a dog", "dimension": ["subject_consistency", "dynamic_degree"]},
     {"prompt_en": "a cat", "dimension": ["color"]},
     {"prompt_en": "a dog", "dimension": ["appearance_style"]},
+    {"prompt_en": "a stone", "dimension": ["temporal_flickering"]},
 ]
 
 
@@ -134,6 +135,17 @@ def test_missing_and_foreign_files_are_named_before_vbench_scores_the_rest(
     (folder / "notes.txt").touch()
     with pytest.raises(AccVideoError, match="several kinds .*.mp4, .txt.*; leave only the videos"):
         check_videos(folder, info, ["subject_consistency"])
+
+
+def test_what_the_static_filter_left_is_judged_however_little_it_is(
+    info: Path, tmp_path: Path
+) -> None:
+    folder = videos(tmp_path / "videos", "a stone", count=2)
+    check_videos(folder, info, ["temporal_flickering"])
+    with pytest.raises(AccVideoError, match="8 of the 10 videos"):
+        check_videos(folder, info, ["temporal_flickering", "color"])
+    with pytest.raises(AccVideoError, match="5 of the 5 videos"):
+        check_videos(videos(tmp_path / "others", "a dog"), info, ["temporal_flickering"])
 
 
 class Judge:
