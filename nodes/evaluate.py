@@ -78,7 +78,7 @@ class AccVideoEvaluate(io.ComfyNode):
         one = _clips("reference", reference, reference_folder, fps, frames_per_clip)
         other = _clips("judged", judged, judged_folder, fps, frames_per_clip)
         folder, monitor = paths.report_folder(name), NodeMonitor()
-        labels = reference_folder or "reference", judged_folder or "judged"
+        labels = reference_folder or "images", judged_folder or "images"
         found = evaluate_videos(one, other, folder, _tools(lpips, fvd), labels, monitor)
         write_evaluation(found, folder, players, monitor)
         return _shown(name, found.table())

@@ -140,12 +140,12 @@ class Evaluation:
 
     def head(self) -> str:
         """What was evaluated, in words."""
-        counts = [len(side.figures) for side in (self.reference, self.judged)]
-        return (
-            f"{_counted(counts[1], 'video')} of {self.judged.label} judged by "
-            f"{_counted(counts[0], 'video')} of {self.reference.label} (the reference), "
-            f"{_counted(len(self.pairs), 'pair')} frame by frame"
-        )
+        sides = {"judged": self.judged, "reference": self.reference}
+        told = [
+            f"{name}: {side.label}, {_counted(len(side.figures), 'video')}"
+            for name, side in sides.items()
+        ]
+        return "; ".join([*told, f"{_counted(len(self.pairs), 'pair')} frame by frame"])
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form; an error that is unknown is null."""
@@ -175,8 +175,8 @@ class Evaluation:
                 "detector_sha256": self.detector,
             },
             "videos": {
-                side.label: {name: _clip_dict(one) for name, one in side.figures.items()}
-                for side in (self.reference, self.judged)
+                kind: {name: _clip_dict(one) for name, one in side.figures.items()}
+                for kind, side in (("reference", self.reference), ("judged", self.judged))
             },
             "left_out": self.left_out,
             "notes": self.notes,

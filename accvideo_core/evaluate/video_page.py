@@ -115,7 +115,7 @@ def _mean_line(values: Sequence[Tensor]) -> Line:
 
 
 def _page(found: Evaluation, players: str, picture: bytes) -> str:
-    title = f"{found.judged.label} judged by {found.reference.label}"
+    title = f"{found.judged.label} against {found.reference.label}"
     image = base64.b64encode(picture).decode()
     parts = [
         f"<h1>{_shown(title)}</h1><p>{_shown(found.head())}.</p>",

@@ -66,7 +66,7 @@ def test_folders_are_judged_by_the_names_in_them(
             write_video(comfy_server.base / place / f"{name}.mp4", clip, 8)
     prompt = evaluated(reference_folder="video/teacher", judged_folder="student")
     (text,) = comfy_client.run(prompt).outputs["4"]["text"]
-    assert "2 videos of student judged by 2 videos of video/teacher" in text and "2 pairs" in text
+    assert "judged: student, 2 videos; reference: video/teacher, 2 videos; 2 pairs" in text
 
 
 @pytest.mark.parametrize(
