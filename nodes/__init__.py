@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import live, paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
-from .inspect import AccVideoInspectTrajectory
+from .inspect import AccVideoInspectFeatures, AccVideoInspectTrajectory
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
 from .speed import AccVideoSpeed
 from .student import AccVideoExportStudent, AccVideoLoadStudent, AccVideoSaveStudent
@@ -27,6 +27,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoRecordTrajectories,
     AccVideoLoadDataset,
     AccVideoInspectTrajectory,
+    AccVideoInspectFeatures,
     AccVideoDistill,
     AccVideoAdversarialTune,
     AccVideoSaveStudent,
