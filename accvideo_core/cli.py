@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from . import (
+        ablation_commands,
         commands,
         dataset_commands,
         inspect_commands,
@@ -104,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     profile_commands.add_arguments(
         add("profile", profile_commands.profile, "say where the time of sampling a clip goes",
             'out --prompt "a red circle moving left on a plain background"'))  # fmt: skip
+    ablation_commands.add_arguments(
+        add("ablation", ablation_commands.ablation,
+            "measure what each part of the method gives, on the embedded teacher",
+            "build/ablation --preset quick"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser

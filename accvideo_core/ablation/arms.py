@@ -151,8 +151,8 @@ def all_questions(setting: Setting) -> dict[str, Question]:
                  "Trajectory guidance alone, at equal updates.", tuple(by_count),
                  tuple((x, BASE) for x in by_count if x != BASE)),
         _variant("steps", "How many key steps",
-                 "Trajectory guidance alone, at equal updates, beside the teacher at as many steps. "
-                 "Where m does not divide the teacher's steps, key times are the nearest of them.",
+                 "Trajectory guidance alone, at equal updates, beside the teacher at as many "
+                 "steps. Where m does not divide its steps, key times are the nearest of them.",
                  tuple(x for n, own in zip(steps, by_steps, strict=True)
                        for x in (f"teacher_{n}", own)),
                  tuple((own, f"teacher_{n}") for n, own in zip(steps, by_steps, strict=True))),

@@ -35,6 +35,11 @@ _BATCH = 32
 _DRAWS = 200
 
 
+def texts_of(setting: Setting) -> list[str]:
+    """The prompts that all arms are measured on."""
+    return world.sample_prompts(setting.prompts, key_generator("ablation", "compare", "prompts"))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Gauged:
     """What is kept of one arm of one seed."""
@@ -83,20 +88,18 @@ class Gauge:
         return made
 
     @cached_property
-    def texts(self) -> list[str]:
-        return world.sample_prompts(
-            self.setting.prompts, key_generator("ablation", "compare", "prompts")
-        )
+    def _texts(self) -> list[str]:
+        return texts_of(self.setting)
 
     @cached_property
     def _judge(self) -> Judge:
-        judge = Judge.of_world(self.texts, PER_PROMPT, NOISE_SEED)
+        judge = Judge.of_world(self._texts, PER_PROMPT, NOISE_SEED)
         assert judge is not None, "the texts are the world's own"
         return judge
 
     @cached_property
     def _bench(self) -> Bench:
-        prompts = self.teacher.encode_prompts(self.texts)
+        prompts = self.teacher.encode_prompts(self._texts)
         given = (self._judge.plan, self._judge, SHOWN)
         return Bench(self.teacher, prompts, PER_PROMPT, NOISE_SEED, _BATCH, *given)
 
@@ -109,7 +112,7 @@ class Gauge:
         report = Report(
             {reference.name: reference, one.name: one},
             reference.name,
-            self.texts,
+            self._texts,
             PER_PROMPT,
             NOISE_SEED,
             self._judge.plan,

@@ -115,6 +115,11 @@ class Lab:
                     )
         write_json(path, about)
 
+    def seeds_done(self) -> list[int]:
+        """Seeds that some arm has a result of."""
+        found = (self.folder / "arms").glob(f"*/seed*/{RESULT}")
+        return sorted({int(path.parent.name.removeprefix("seed")) for path in found})
+
     def done(self, job: Job) -> bool:
         """Whether the job's result is there.
 

@@ -21,7 +21,7 @@ class Setting:
     tune_updates: int = 120
     """After that, with the adversarial term or without."""
     batch: int = 16
-    prompts: int = 256
+    prompts: int = 128
     """That students are measured on, two clips of each, with noise that training never saw."""
     real_clips: int = 1024
     """That the Frechet distance is taken to."""
