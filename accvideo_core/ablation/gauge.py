@@ -37,7 +37,7 @@ _DRAWS = 200
 
 def texts_of(setting: Setting) -> list[str]:
     """The prompts that all arms are measured on."""
-    return world.sample_prompts(setting.prompts, key_generator("ablation", "compare", "prompts"))
+    return world.sample_prompts(setting.prompts, key_generator("ablation", "compare"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
