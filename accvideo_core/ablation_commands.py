@@ -49,6 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def ablation(args: Namespace) -> None:
     """Run what is not done yet, and write the page from what is there."""
     from .ablation.arms import all_questions, chosen, needed
+    from .ablation.features import features_section, make_features
     from .ablation.lab import Lab
     from .ablation.page import write_page
     from .ablation.setting import PRESETS
@@ -63,8 +64,10 @@ def ablation(args: Namespace) -> None:
     lab = Lab(source.load(), setting, args.out)
     with Terminal(sys.stderr) as terminal:
         lab.run(needed(questions, lab.arms()), args.seeds, terminal)
+        make_features(lab, terminal)
     page = args.page or args.out / "experiments.md"
-    write_page(lab, questions, lab.seeds_done(), page, _command(args))
+    seen = features_section(lab, page)
+    write_page(lab, questions, lab.seeds_done(), page, _command(args), [seen])
     print(page)
 
 

@@ -75,13 +75,18 @@ def read_results(lab: Lab, question: Question, seeds: Sequence[int]) -> Results 
 
 
 def write_page(
-    lab: Lab, questions: Sequence[Question], seeds: Sequence[int], path: Path, command: str
+    lab: Lab,
+    questions: Sequence[Question],
+    seeds: Sequence[int],
+    path: Path,
+    command: str,
+    first: Sequence[str] = (),
 ) -> Path:
     """The page at `path`, with its contact sheets in `images` beside it.
 
-    Questions of which nothing is there yet are named as such.
+    Questions of which nothing is there yet are named as such; `first` are sections before theirs.
     """
-    sections = []
+    sections = [*first]
     for question in questions:
         results = read_results(lab, question, seeds)
         if results is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ TINY = Setting(
 ARMS = ("teacher", "base", "shared")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unplanned() -> Iterator[None]:
+    """Planning memory takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("accvideo_core.distill.trainer.settle_memory", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
     """The embedded one, whose official grid has 10 steps here instead of 50."""
@@ -45,7 +54,9 @@ def teacher() -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def finished(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    teacher: Teacher, unplanned: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder where one seed of three arms is done."""
     folder = tmp_path_factory.mktemp("ablation") / "done"
     run(Lab(teacher, TINY, folder))
@@ -143,7 +154,9 @@ def test_command_does_what_is_missing_and_writes_the_page(
     text = page.read_text()
     assert "| + trajectory guidance |" in text and "| + adversarial, one shared head |" in text
     assert "accvideo ablation OUT --preset quick --only lambda --seeds 0 --page" in text
-    assert (page.parent / "images" / "experiments_lambda.png").is_file()
+    assert "## Figure 5: what the heads see" in text
+    for name in ("lambda", "features"):
+        assert (page.parent / "images" / f"experiments_{name}.png").is_file()
     assert main([*words[:2], "--only", "nothing"]) == 2
     assert "there is no question 'nothing'" in capsys.readouterr().err
     assert main([*words[:2], "--seeds", "1", "1"]) == 2

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from accvideo_core.ablation.arms import all_arms, all_questions, chosen, needed
+from accvideo_core.ablation.features import features_words
 from accvideo_core.ablation.lab import RESULT, SHOWN, Job, Lab
 from accvideo_core.ablation.page import write_page
 from accvideo_core.ablation.setting import PRESETS, Setting, key_steps
@@ -156,6 +157,26 @@ def test_the_best_row_names_those_as_good():
     text = best_words(question, ARMS, values(**rows))
     assert "has *+ adversarial, a head per key time* (1)" in text
     assert text.endswith("not told apart from it: *lambda = 0.01*.")
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "verdict"),
+    [((0.5, 0.8), "**holds**"), ((0.8, 0.5), "**does not hold**"), (None, "**holds in part**")],
+)
+def test_feature_words_follow_the_contrasts(
+    contrasts: tuple[float, float] | None, verdict: str
+):
+    """Block 0 is the finest throughout and does not count; block 1 is tapped at t = 0."""
+    maps = []
+    for t in (0.9, 0.5, 0.0):
+        middle, last = contrasts or ((0.5, 0.8) if t == 0.9 else (0.8, 0.5))
+        found = zip((0, 1, 2), (1.0, middle, last), strict=True)
+        maps += [{"t": t, "block": block, "contrast": c, "tapped": block == (1 if t == 0 else 2)}
+                 for block, c in found]  # fmt: skip
+    text = features_words(maps)
+    assert f"of all blocks but the first {verdict}: at" in text
+    finer = "less" if contrasts == (0.5, 0.8) else "more"
+    assert f"block 1 holds {finer} fine detail than the last block" in text
 
 
 def lab(folder: Path) -> Lab:

@@ -305,7 +305,10 @@ def test_cancelling_exits_130_and_keeps_what_was_done(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["record", "distill", "tune", "recipe", "sample", "export", "inspect", "compare", "demo"],
+    [
+        *("record", "distill", "tune", "recipe", "sample", "export", "inspect", "compare", "demo"),
+        "ablation",
+    ],
 )
 def test_every_command_has_help_with_an_example(capsys, command):
     with pytest.raises(SystemExit) as done:
