@@ -73,6 +73,12 @@ class Question:
     """(arm, the one that it is set against)."""
     claim: bool = False
     """Whether the paper says that the first of every pair is better."""
+    titles: dict[str, str] = field(default_factory=dict)
+    """What arms are called here, where that is not their title."""
+
+    def called(self, arm: Arm) -> Arm:
+        """The arm under the name that it has here."""
+        return replace(arm, title=self.titles.get(arm.name, arm.title))
 
 
 def all_arms(setting: Setting, depth: int, teacher_steps: int) -> dict[str, Arm]:
@@ -113,12 +119,13 @@ def all_arms(setting: Setting, depth: int, teacher_steps: int) -> dict[str, Arm]
 
 def all_questions(setting: Setting) -> dict[str, Question]:
     """Every question by name, Figure 7 first."""
+    return {one.name: one for one in (*_parts(setting), *_game(), *_amounts(setting))}
+
+
+def _parts(setting: Setting) -> list[Question]:
+    """What the method consists of."""
     m, usual = setting.student_steps, "timestep"
-    counts = sorted({*setting.counts, setting.trajectories})
-    steps = sorted({*setting.other_steps, m})
-    by_count = [BASE if n == setting.trajectories else f"trajectories_{n}" for n in counts]
-    by_steps = [BASE if n == m else f"steps_{n}" for n in steps]
-    questions = [
+    return [
         Question(
             "figure7",
             "Figure 7: what each part of the method gives",
@@ -128,41 +135,100 @@ def all_questions(setting: Setting) -> dict[str, Question]:
             (("trajectory", f"teacher_{m}"), ("shared", "trajectory"), (usual, "shared")),
             claim=True,
         ),
-        _variant("heads", "Where the heads look",
-                 "The paper takes the last block for t > 0 and another at two thirds of the depth "
-                 "for t = 0. The shared head above looks at the last block alone, so this row has "
-                 "its features and separate heads.", ("last_block", usual),
-                 (("last_block", usual), ("last_block", "shared"))),
-        _variant("loss", "Logistic or hinge loss",
-                 "The paper gives the game's value and not the loss of each side.",
-                 (usual, "hinge")),
-        _variant("rollout", "Direct or queued rollout",
-                 "The paper's queues spread a rollout over m updates, so that fakes are a little "
-                 "old; direct rollout makes all steps in each update and costs more.",
-                 (usual, "queued")),
-        _variant("regulariser", "With and without R1",
-                 "The paper says that trajectory guidance makes a regulariser of the heads "
-                 "unnecessary; the recipe for the embedded teacher has one.", (usual, "no_r1")),
-        _variant("lambda", "The weight of the adversarial term",
-                 "The paper takes 0.1; 0 is as many updates of trajectory guidance alone.",
-                 ("trajectory", "lambda_0.01", usual, "lambda_1"),
-                 tuple((x, usual) for x in ("trajectory", "lambda_0.01", "lambda_1"))),
-        _variant("trajectories", "How many trajectories",
-                 "Trajectory guidance alone, at equal updates.", tuple(by_count),
-                 tuple((x, BASE) for x in by_count if x != BASE)),
-        _variant("steps", "How many key steps",
-                 "Trajectory guidance alone, at equal updates, beside the teacher at as many "
-                 "steps. Where m does not divide its steps, key times are the nearest of them.",
-                 tuple(x for n, own in zip(steps, by_steps, strict=True)
-                       for x in (f"teacher_{n}", own)),
-                 tuple((own, f"teacher_{n}") for n, own in zip(steps, by_steps, strict=True))),
-        _variant("rank", "LoRA rank, or all weights",
-                 "Trajectory guidance alone, at equal updates. All weights want a lower learning "
-                 "rate than adapters, so there are two of them.",
-                 ("rank_4", "rank_16", BASE, "full_0.0001", "full_0.001"),
-                 tuple((x, BASE) for x in ("rank_4", "rank_16", "full_0.0001", "full_0.001"))),
-    ]  # fmt: skip
-    return {question.name: question for question in questions}
+        Question(
+            "heads",
+            "Where the heads look",
+            "The paper takes the last block for t > 0 and another at two thirds of the depth for "
+            "t = 0. One shared head can look at one block alone, the last; so there is a row with "
+            "its features and separate heads.",
+            ("shared", "last_block", usual),
+            (("last_block", "shared"), (usual, "last_block")),
+            titles={
+                "shared": "one head, the last block",
+                "last_block": "a head per key time, the last block",
+                usual: "a head per key time, another block at t = 0",
+            },
+        ),
+    ]
+
+
+def _game() -> list[Question]:
+    """How the adversarial term is computed; arms of a seed start from one trajectory student."""
+    usual, lambdas = "timestep", ("trajectory", "lambda_0.01", "timestep", "lambda_1")
+    return [
+        Question(
+            "loss",
+            "Logistic or hinge loss",
+            "The paper gives the game's value and not the loss of each side.",
+            (usual, "hinge"),
+            (("hinge", usual),),
+            titles={usual: "logistic loss"},
+        ),
+        Question(
+            "rollout",
+            "Direct or queued rollout",
+            "The paper's queues spread a rollout over m updates, so that fakes are a little old; "
+            "direct rollout makes all steps in each update and costs more.",
+            (usual, "queued"),
+            (("queued", usual),),
+            titles={usual: "direct rollout"},
+        ),
+        Question(
+            "regulariser",
+            "With and without R1",
+            "The paper says that trajectory guidance makes a regulariser of the heads unnecessary; "
+            "the recipe for the embedded teacher has one.",
+            (usual, "no_r1"),
+            (("no_r1", usual),),
+            titles={usual: "approximate R1 of weight 10"},
+        ),
+        Question(
+            "lambda",
+            "The weight of the adversarial term",
+            "The paper takes 0.1; 0 is as many updates of trajectory guidance alone.",
+            lambdas,
+            tuple((name, usual) for name in lambdas if name != usual),
+            titles={"trajectory": "lambda = 0", usual: "lambda = 0.1"},
+        ),
+    ]
+
+
+def _amounts(setting: Setting) -> list[Question]:
+    """About trajectory guidance alone, at equal updates."""
+    m = setting.student_steps
+    counts = sorted({*setting.counts, setting.trajectories})
+    by_count = [BASE if n == setting.trajectories else f"trajectories_{n}" for n in counts]
+    pairs = [(f"teacher_{n}", BASE if n == m else f"steps_{n}")
+             for n in sorted({*setting.other_steps, m})]  # fmt: skip
+    ranks = ("rank_4", "rank_16", BASE, "full_0.0001", "full_0.001")
+    return [
+        Question(
+            "trajectories",
+            "How many trajectories",
+            "Trajectory guidance alone, at equal updates.",
+            tuple(by_count),
+            tuple((name, BASE) for name in by_count if name != BASE),
+            titles={BASE: f"{setting.trajectories} trajectories"},
+        ),
+        Question(
+            "steps",
+            "How many key steps",
+            "Trajectory guidance alone, at equal updates, beside the teacher at as many steps. "
+            "Where m does not divide its steps, key times are the nearest of them.",
+            tuple(name for pair in pairs for name in pair),
+            tuple((student, teacher) for teacher, student in pairs),
+            titles={BASE: f"m = {m}"},
+        ),
+        Question(
+            "rank",
+            "LoRA rank, or all weights",
+            "Trajectory guidance alone, at equal updates. All weights want a lower learning rate "
+            "than adapters, so there are two of them.",
+            ranks,
+            tuple((name, BASE) for name in ranks if name != BASE),
+            titles={BASE: "LoRA of rank 64"},
+        ),
+    ]
 
 
 def needed(questions: Sequence[Question], arms: dict[str, Arm]) -> list[Arm]:
@@ -181,16 +247,6 @@ def chosen(names: Sequence[str], setting: Setting) -> list[Question]:
                 f"there is no question {name!r}; choose of {', '.join(questions)}"
             )
     return [question for name, question in questions.items() if name in names]
-
-
-def _variant(
-    name: str,
-    title: str,
-    text: str,
-    rows: tuple[str, ...],
-    pairs: tuple[tuple[str, str], ...] | None = None,
-) -> Question:
-    return Question(name, title, text, rows, pairs or ((rows[1], rows[0]),))
 
 
 def _steps(count: int) -> str:

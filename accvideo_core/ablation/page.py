@@ -58,8 +58,8 @@ class Results:
 
 def read_results(lab: Lab, question: Question, seeds: Sequence[int]) -> Results | None:
     """The results of a question's arms; None while an arm has none of any seed."""
-    arms = {name: arm for name, arm in lab.arms().items() if name in question.rows}
-    arms[FULL_TEACHER] = lab.arms()[FULL_TEACHER]
+    rows = {FULL_TEACHER, *question.rows}
+    arms = {name: question.called(arm) for name, arm in lab.arms().items() if name in rows}
     students = [arm for arm in arms.values() if arm.seeded]
     teachers = [arm for arm in arms.values() if not arm.seeded]
     done = tuple(
