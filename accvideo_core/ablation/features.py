@@ -79,8 +79,8 @@ def features_words(maps: list[dict[str, Any]]) -> str:
     verdict = {len(noisy): "**holds**", 0: "**does not hold**"}.get(count, "**holds in part**")
     lines = [
         "- The paper looks at the last block while there is noise, because deep blocks hold fine "
-        f"detail there. That it holds the most of all blocks but the first {verdict}: at {count} "
-        f"of {len(noisy)} key times."
+        f"detail there. Its C is the largest of all blocks' but the first's at {count} of "
+        f"{len(noisy)} key times: that {verdict}."
     ]
     clean = {one["block"]: one for one in maps if one["t"] == 0}
     tapped = next((one for one in clean.values() if one["tapped"]), None)

@@ -175,7 +175,7 @@ def test_feature_words_follow_the_contrasts(
         maps += [{"t": t, "block": block, "contrast": c, "tapped": block == (1 if t == 0 else 2)}
                  for block, c in found]  # fmt: skip
     text = features_words(maps)
-    assert f"of all blocks but the first {verdict}: at" in text
+    assert f"of 2 key times: that {verdict}." in text
     finer = "less" if contrasts == (0.5, 0.8) else "more"
     assert f"block 1 holds {finer} fine detail than the last block" in text
 
