@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from . import (
+        ablation_commands,
         commands,
         dataset_commands,
         evaluate_commands,
+        inspect_commands,
         profile_commands,
         run_commands,
         sample_commands,
@@ -92,8 +94,9 @@ def _parser() -> argparse.ArgumentParser:
                 '"a red circle moving left on a plain background"'))  # fmt: skip
     _export(add("export", commands.export, "write a student for ComfyUI's loaders or for diffusers",
                 "runs/adv ComfyUI/models/loras/fast.safetensors"))  # fmt: skip
-    _inspect(add("inspect", commands.inspect, "say what a folder or file is",
-                 "runs/traj/student.safetensors"))  # fmt: skip
+    inspect_commands.add_arguments(
+        add("inspect", inspect_commands.inspect, "say what a folder or file is",
+            "runs/traj/student.safetensors"))  # fmt: skip
     dataset_commands.add_arguments(
         add("dataset", None, "check, measure, merge, divide or export a dataset",
             "verify clips --repair"), groups.teacher)  # fmt: skip
@@ -110,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     vbench_commands.add_arguments(
         add("vbench", vbench_commands.vbench, "have VBench judge videos, or collect its results",
             "videos --out scores"))  # fmt: skip
+    ablation_commands.add_arguments(
+        add("ablation", ablation_commands.ablation,
+            "measure what each part of the method gives, on the embedded teacher",
+            "build/ablation --preset quick"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser
@@ -287,16 +294,6 @@ def _export(parser: argparse.ArgumentParser) -> None:
         help="of the file (bf16); fp8 is ComfyUI's scaled fp8, for full weights",
     )
     parser.add_argument("--rank", type=int, help="cut adapters to this rank by SVD (exact)")
-
-
-def _inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="dataset, run, teacher, or student file")
-    parser.add_argument("--verify", action="store_true", help="read everything and check it")
-    parser.add_argument(
-        "--record", help="of a dataset: an id, its beginning, a number, first, last or random"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the record's pictures and curves")
-    groups.teacher(parser)
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import (
-    decoder_of,
     exact_speed_of,
     guidance_of,
     kept_states,
@@ -178,38 +177,6 @@ def export(args: Namespace) -> None:
     )
     print(f"student after {student.info.steps_trained} updates is in {args.out.parent}:")
     print(result.summary())
-
-
-def inspect(args: Namespace) -> None:
-    """Say what something is."""
-    from .inspection import describe
-
-    if args.record is not None or args.out is not None:
-        _inspect_record(args)
-        return
-    print(describe(args.path, args.verify))
-
-
-def _inspect_record(args: Namespace) -> None:
-    """Pictures and curves of one record of a dataset."""
-    from .evaluate.trajectory_pictures import record_facts, write_record
-    from .trajectories.stats import chosen_record, record_curves
-    from .trajectories.store import TrajectoryDataset
-
-    if args.out is None:
-        raise AccVideoError("--record needs a folder for its pictures; give --out FOLDER")
-    dataset = TrajectoryDataset.open(args.path)
-    trajectory = dataset.read(chosen_record(dataset, args.record or "first"))
-    decode = decoder_of(args, dataset)
-    with Terminal(sys.stderr) as terminal:
-        if decode is None:
-            source = dataset.info.teacher_source
-            terminal.say(f"states are not decoded; give the --teacher ({source}) for that")
-        paths = write_record(dataset, trajectory, args.out, decode, terminal)
-    text = dataset.prompt(trajectory.prompt_id).text
-    print(record_facts(trajectory, record_curves(trajectory), text))
-    for path in paths:
-        print(path)
 
 
 def compare(args: Namespace) -> None:

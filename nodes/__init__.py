@@ -8,7 +8,7 @@ from . import live, paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
 from .evaluate import AccVideoEvaluate
-from .inspect import AccVideoInspectTrajectory
+from .inspect import AccVideoInspectFeatures, AccVideoInspectTrajectory
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
 from .speed import AccVideoSpeed
 from .student import AccVideoExportStudent, AccVideoLoadStudent, AccVideoSaveStudent
@@ -28,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoRecordTrajectories,
     AccVideoLoadDataset,
     AccVideoInspectTrajectory,
+    AccVideoInspectFeatures,
     AccVideoDistill,
     AccVideoAdversarialTune,
     AccVideoSaveStudent,

@@ -32,7 +32,7 @@ from . import metrics
 from .judge import Judge
 from .report import Measured, Report
 
-__all__ = ["Contender", "Report", "compare"]
+__all__ = ["Bench", "Contender", "Report", "compare"]
 
 REAL, REAL_VAE = "real clips", "real via VAE"
 
@@ -96,7 +96,7 @@ def compare(
             "the prompts or the size are not of the embedded teacher's procedural world, "
             "so there is no prompt accuracy and no Frechet distance"
         )
-    bench = _Bench(teacher, prompts, samples_per_prompt, seed, batch_size, plan, judge, shown)
+    bench = Bench(teacher, prompts, samples_per_prompt, seed, batch_size, plan, judge, shown)
     line_up = _with_reference(asked or teacher.model, teacher.model.family, contenders, plan)
     measured = []
     for contender in line_up:
@@ -120,8 +120,8 @@ def _network(model: VideoModel | Guided | Student) -> VideoModel:
 
 
 @dataclass(eq=False)
-class _Bench:
-    """What all contenders of one comparison have in common."""
+class Bench:
+    """What all contenders of one comparison have in common. The reference is measured first."""
 
     teacher: Teacher
     prompts: list[Prompt]
@@ -134,8 +134,13 @@ class _Bench:
     reference: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(frames uint8, latents) of the reference, batch by batch."""
 
-    def measure(self, contender: Contender, monitor: Monitor) -> Measured:
-        """Sample, decode and measure all clips of one contender."""
+    def measure(
+        self, contender: Contender, monitor: Monitor, known: Tensor | None = None
+    ) -> Measured:
+        """Sample, decode and measure all clips of one contender.
+
+        Where its latents [N, C, T, H, W] are `known` from an earlier time, they are not sampled.
+        """
         is_reference = not self.reference
         batches, seconds, parts = self._batches(), [], []
         stage, total = f"compare {contender.name}", len(self._batches()) * contender.steps
@@ -144,14 +149,18 @@ class _Bench:
             def relay(progress: Progress, done: int = index * contender.steps) -> None:
                 monitor(Progress(stage, done + progress.step, total, preview=progress.preview))
 
-            latents, took = self._sample(contender, clips, relay)
-            seconds.append(took / len(clips))
+            if known is None:
+                latents, took = self._sample(contender, clips, relay)
+                seconds.append(took / len(clips))
+            else:
+                latents = known[clips]
             frames = self.teacher.vae.decode(latents)
             if is_reference:
                 self.reference.append(((frames * 255).round().to(torch.uint8), latents))
             target = None if is_reference else self.reference[index]
             parts.append(self._figures(latents, frames, clips, target))
-        return self._join(contender.name, contender.steps, parts, statistics.median(seconds))
+        took_each = statistics.median(seconds) if seconds else None
+        return self._join(contender.name, contender.steps, parts, took_each)
 
     def measure_real(self, monitor: Monitor) -> list[Measured]:
         """Real clips of the same prompts, as they are and through the VAE: what is possible."""

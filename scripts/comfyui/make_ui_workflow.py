@@ -30,6 +30,7 @@ SHOWS = {
     **dict.fromkeys(("AccVideoDistill", "AccVideoAdversarialTune"), 250),
     **dict.fromkeys(("AccVideoCompare", "AccVideoEvaluate"), 320),
     "AccVideoInspectTrajectory": 320,
+    "AccVideoInspectFeatures": 320,
     "SaveVideo": 320,
     "PreviewAny": 160,
 }

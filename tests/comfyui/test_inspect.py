@@ -1,4 +1,4 @@
-"""Looking into a recorded trajectory in a real server."""
+"""Looking into a recorded trajectory, and into a network, in a real server."""
 
 from __future__ import annotations
 
@@ -83,3 +83,33 @@ def test_a_prompt_is_told_to_the_page_as_text(comfy_client: ComfyClient) -> None
     comfy_client.run(prompt, on_event=events.append)
     told = " ".join(event.text for event in events if event.node == NODE)
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; a cat" in told and "<img" not in told
+
+
+def features(**inputs: Any) -> Prompt:
+    """The smoke line's teacher and prompts, and what the teacher's blocks see."""
+    prompt = copy.deepcopy({n: e for n, e in SMOKE.items() if int(n) <= 3})
+    given = {
+        "model": ["1", 0], "conditioning": ["3", 0], "width": 32, "height": 32, "frames": 17,
+        "seed": 1, "student_steps": 2, "blocks": "0, 5", "shown": 1, **inputs,
+    }  # fmt: skip
+    return {**prompt, NODE: {"class_type": "AccVideoInspectFeatures", "inputs": given}}
+
+
+def test_feature_maps_are_shown_at_every_key_time(comfy_client: ComfyClient) -> None:
+    shown = comfy_client.run(features()).outputs[NODE]
+    (image,), (text,) = shown["images"], shown["text"]
+    with Image.open(io.BytesIO(comfy_client.view(image))) as picture:
+        # The decoded state and two blocks, each 128 pixels wide; two key times.
+        assert picture.width > 3 * 128 and picture.height > 2 * 128
+        colours = picture.convert("RGB").getcolors(1 << 20)
+        assert colours and (214, 39, 40) in {colour for _, colour in colours}
+    assert "block 5" in text and [line.split()[0] for line in text.splitlines()[2:]] == [
+        "0.8750", "0.0000"
+    ]  # fmt: skip
+
+
+def test_a_block_that_is_not_there_is_named(comfy_client: ComfyClient) -> None:
+    with pytest.raises(NodeFailed, match=r"feature blocks \[6\] must be one or more of 0..5"):
+        comfy_client.run(features(blocks="6"))
+    with pytest.raises(NodeFailed, match="3 student steps do not divide the 50 teacher steps"):
+        comfy_client.run(features(student_steps=3))

@@ -22,6 +22,7 @@ NODES = {
     "AccVideoAdversarialTune", "AccVideoSaveStudent", "AccVideoLoadStudent", "AccVideoSchedule",
     "AccVideoSample", "AccVideoDecode", "AccVideoCompare", "AccVideoTeacherLora",
     "AccVideoExportStudent", "AccVideoInspectTrajectory",
+    "AccVideoInspectFeatures",
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
     "1": {

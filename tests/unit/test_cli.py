@@ -305,8 +305,10 @@ def test_cancelling_exits_130_and_keeps_what_was_done(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["record", "distill", "tune", "recipe", "sample", "export", "inspect", "compare", "evaluate",
-     "vbench", "demo"],
+    [
+        *("record", "distill", "tune", "recipe", "sample", "export", "inspect", "compare", "demo"),
+        *("profile", "evaluate", "vbench", "ablation"),
+    ],
 )
 def test_every_command_has_help_with_an_example(capsys, command):
     with pytest.raises(SystemExit) as done:

@@ -1,0 +1,129 @@
+"""The figures of one arm beside the teacher's own result from the same prompts and noise.
+
+Shapes: N clips, C, T, H, W latents; F frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..evaluate import world
+from ..evaluate.compare import Bench, Contender
+from ..evaluate.judge import Judge
+from ..evaluate.report import Measured, Report
+from ..files import read_safetensors, write_safetensors
+from ..latents import key_generator
+from ..models.loading import Teacher
+from ..monitor import Monitor
+from .setting import Setting
+
+FIGURES = (
+    *("all", "fd_real", "fd_teacher", "latent_mse", "psnr"),
+    *("sharpness", "motion_energy", "diversity"),
+)
+"""Figures of `evaluate.report` that are kept of every arm."""
+PER_PROMPT = 2
+SHOWN = 6
+"""Prompts whose first clip is on the contact sheets."""
+NOISE_SEED = 1  # not the dataset's: training has never seen this noise
+_BATCH = 32
+_DRAWS = 200
+
+
+def texts_of(setting: Setting) -> list[str]:
+    """The prompts that all arms are measured on."""
+    return world.sample_prompts(setting.prompts, key_generator("ablation", "compare"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gauged:
+    """What is kept of one arm of one seed."""
+
+    figures: dict[str, float | None]
+    """By name; None where it is not defined."""
+    errors: dict[str, float]
+    """Bootstrap standard errors over prompts, where they were asked for."""
+    seconds: float | None
+    """Of sampling one clip."""
+    shown: Tensor
+    """uint8 [SHOWN, F, H, W, 3]."""
+
+
+class Gauge:
+    """The prompts, the noise and the reference that all arms are measured with."""
+
+    def __init__(
+        self, teacher: Teacher, full: Contender, setting: Setting, folder: Path
+    ) -> None:
+        """
+        Args:
+            full: the teacher on its own grid, beside which all others are set.
+            folder: keeps its latents, so that no later run samples them again.
+        """
+        self.teacher, self.full, self.setting, self.folder = teacher, full, setting, folder
+        self._reference: Measured | None = None
+
+    def measure(self, contender: Contender, monitor: Monitor, errors: bool = False) -> Gauged:
+        """All figures of a contender; with `errors`, also how they vary with the prompts."""
+        if self._reference is None:
+            self._reference = self._measured_reference(monitor)
+        if contender is self.full:
+            return self._gauged(self._reference, self._reference, errors)
+        return self._gauged(self._bench.measure(contender, monitor), self._reference, errors)
+
+    def _measured_reference(self, monitor: Monitor) -> Measured:
+        path = self.folder / "reference.safetensors"
+        if path.exists():
+            tensors, about = read_safetensors(path)
+            known = self._bench.measure(self.full, monitor, tensors["latents"])
+            known.seconds = float(about["seconds"])
+            return known
+        made = self._bench.measure(self.full, monitor)
+        write_safetensors(path, {"latents": made.latents}, {"seconds": str(made.seconds)})
+        return made
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return texts_of(self.setting)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        judge = Judge.of_world(self._texts, PER_PROMPT, NOISE_SEED)
+        assert judge is not None, "the texts are the world's own"
+        return judge
+
+    @cached_property
+    def _bench(self) -> Bench:
+        prompts = self.teacher.encode_prompts(self._texts)
+        given = (self._judge.plan, self._judge, SHOWN)
+        return Bench(self.teacher, prompts, PER_PROMPT, NOISE_SEED, _BATCH, *given)
+
+    @cached_property
+    def _real(self) -> Tensor:
+        """Features of real clips [N, D]."""
+        return self._judge.real_features(self.setting.real_clips, _BATCH)
+
+    def _gauged(self, one: Measured, reference: Measured, errors: bool) -> Gauged:
+        report = Report(
+            {reference.name: reference, one.name: one},
+            reference.name,
+            self._texts,
+            PER_PROMPT,
+            NOISE_SEED,
+            self._judge.plan,
+            self._real,
+        )
+        figures = {name: report.figure(one.name, name) for name in FIGURES}
+        found = [name for name, value in figures.items() if errors and value is not None]
+        assert one.shown is not None
+        return Gauged(
+            figures,
+            {name: report.interval(one.name, name, _DRAWS).error for name in found},
+            one.seconds,
+            (one.shown * 255).round().to(torch.uint8),
+        )
