@@ -47,17 +47,20 @@ def fast_decoder(vae: VideoVAE, how: str, backend: Backend = "inductor") -> Iter
     """
     if how not in WAYS:
         raise AccVideoError(f"VAE speed {how!r} is unknown; choose {listed(WAYS)}")
-    decoder: Any = getattr(vae.module, "decoder", None)
-    if decoder is None and how != "plain":
+    _ = vae.footprint  # counted on a copy of the decoder as it is
+    if how == "plain":
+        yield
+        return
+    decoder = getattr(vae.module, "decoder", None)
+    if decoder is None:
         raise AccVideoError(
             f"a {type(vae.module).__name__} has no decoder that can be {how}; leave it plain"
         )
-    _ = vae.footprint  # counted on a copy of the decoder as it is
     with ExitStack() as stack:
         if how == "channels_last":
             stack.callback(_laid_out, decoder, dict.fromkeys(_LAST, torch.contiguous_format))
             _laid_out(decoder, _LAST)
-        elif how == "compiled":
+        else:
             check_compiler(vae.module.device, "compiled", backend)
             stack.enter_context(torch._dynamo.config.patch(cache_size_limit=VARIANTS))
             for block in _outermost(decoder):
