@@ -47,7 +47,6 @@ def fast_decoder(vae: VideoVAE, how: str, backend: Backend = "inductor") -> Iter
     """
     if how not in WAYS:
         raise AccVideoError(f"VAE speed {how!r} is unknown; choose {listed(WAYS)}")
-    _ = vae.footprint  # counted on a copy of the decoder as it is
     if how == "plain":
         yield
         return
@@ -56,6 +55,7 @@ def fast_decoder(vae: VideoVAE, how: str, backend: Backend = "inductor") -> Iter
         raise AccVideoError(
             f"a {type(vae.module).__name__} has no decoder that can be {how}; leave it plain"
         )
+    _ = vae.footprint  # counted on a copy of the decoder as it is
     with ExitStack() as stack:
         if how == "channels_last":
             stack.callback(_laid_out, decoder, dict.fromkeys(_LAST, torch.contiguous_format))
