@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         profile_commands,
         run_commands,
         sample_commands,
+        toy_commands,
         vbench_commands,
     )
 
@@ -117,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         add("ablation", ablation_commands.ablation,
             "measure what each part of the method gives, on the embedded teacher",
             "build/ablation --preset quick"))  # fmt: skip
+    toy_commands.add_arguments(
+        add("toy", toy_commands.toy, "run the paper's one-dimensional experiment (Figure 2)",
+            "build/toy --seed 1"))  # fmt: skip
     _demo(add("demo", commands.demo, "run the whole line on the embedded teacher",
               "build/demo --trajectories 256"))  # fmt: skip
     return parser

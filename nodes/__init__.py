@@ -18,6 +18,7 @@ from .teacher import (
     AccVideoTeacherLora,
     AccVideoTinyPrompts,
 )
+from .toy import AccVideoToyExperiment
 from .train import AccVideoAdversarialTune, AccVideoDistill
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -40,6 +41,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoDecode,
     AccVideoCompare,
     AccVideoEvaluate,
+    AccVideoToyExperiment,
 )
 
 

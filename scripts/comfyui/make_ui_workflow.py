@@ -31,6 +31,7 @@ SHOWS = {
     **dict.fromkeys(("AccVideoCompare", "AccVideoEvaluate"), 320),
     "AccVideoInspectTrajectory": 320,
     "AccVideoInspectFeatures": 320,
+    "AccVideoToyExperiment": 320,
     "SaveVideo": 320,
     "PreviewAny": 160,
 }

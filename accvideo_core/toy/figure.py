@@ -1,0 +1,172 @@
+"""The six panels of the paper's Figure 2, measured, as PNG and SVG. Drawn with matplotlib.
+
+Time runs from left to right as denoising does: from t = 1, noise, to t = 0, data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AccVideoError
+from ..files import replacing
+from .data import DATA, mismatched
+from .panels import BINS, EDGES, Panel
+from .settings import ToySettings
+from .useless import PAPER_RATES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_BLUE, _RED, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+_GREY, _PALE = "#666666", "#C9D3DC"
+_STYLE = {
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "accvideo",
+}
+_HEIGHT = 4.6  # of the panels over time: states between -4.6 and 4.6
+_KINDS = {"forward": ("PeRFlow-style points", _RED), "trajectory": ("AccVideo's points", _GREEN)}
+
+
+def check_matplotlib() -> None:
+    """Raise AccVideoError, before the work that is to be drawn, where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise AccVideoError(
+            "the figure needs the package matplotlib, which is not installed; "
+            "run pip install matplotlib with this Python and start again"
+        ) from error
+
+
+def draw_figure(panels: Mapping[str, Any], settings: ToySettings, path: Path) -> None:
+    """Write `path`.png and `path`.svg."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(panels, settings)
+        for suffix, extra in ((".png", {"dpi": 170}), (".svg", {"metadata": {"Date": None}})):
+            with replacing(path.with_suffix(suffix)) as temp:
+                figure.savefig(temp, format=suffix[1:], **extra)
+
+
+def _figure(panels: Mapping[str, Any], settings: ToySettings) -> Figure:
+    # Not pyplot, which keeps its figures and a state of the whole process.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 8.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+    _over_time(above.subplots(1, 4, sharey=True), panels)
+    left, right = below.subfigures(1, 2, width_ratios=(1, 2.1))
+    _rates(left.subplots(), panels["e"], settings)
+    _students(right, panels["f"], panels["teacher"])
+    return figure
+
+
+def _over_time(axes: Sequence[Axes], panels: Mapping[str, Any]) -> None:
+    titles = {
+        "a": "knowledge distillation,\n      dataset mismatch",
+        "b": "knowledge distillation,\n      noise mismatch alone",
+        "c": "distribution matching,\n      dataset mismatch",
+        "d": "distribution matching,\n      noise mismatch alone",
+    }
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        axis.set_title(f"({name}) {title}")
+        _behind(axis, panels["teacher"], mismatched(panels[name]["mismatch"]))
+        _points(axis, panels[name])
+        axis.set(xlim=(1.03, -0.06), ylim=(-_HEIGHT, _HEIGHT), xlabel="t  (1: noise, 0: data)")
+        shares = panels[name]["share"]
+        marks = {"x_t": "$x_t$", "real": "$x_t^{real}$", "fake": "$x_t^{fake}$"}
+        said = ", ".join(f"{share:.2%} of {marks[kind]}" for kind, share in shares.items())
+        axis.text(0.0, -0.22, f"M = {panels[name]['mismatch']:g}; useless: {said}",
+                  transform=axis.transAxes, color=_RED, fontsize=7.5)  # fmt: skip
+    axes[0].set_ylabel("$x_t$")
+
+
+def _behind(axis: Axes, teacher: Panel, distilled: Sequence[float]) -> None:
+    """The teacher's own trajectories, and where they should end."""
+    for path in teacher["trajectories"]:
+        axis.plot(teacher["times"], path, color=_PALE, lw=0.6, zorder=0)
+    axis.scatter([-0.03] * len(DATA), DATA, marker=">", s=22, color="black", zorder=4, lw=0)
+    if tuple(distilled) != DATA:
+        axis.scatter([-0.03] * len(distilled), distilled, marker="<", s=22, color=_ORANGE, lw=0)
+
+
+def _points(axis: Axes, panel: Panel) -> None:
+    """Points, the ways from there (a prediction's is straight), and a box around useless ones."""
+    for point in panel["points"]:
+        way, t = point["way"], point["t"]
+        colour = _RED if point["useless"] else _BLUE
+        times = [t * (1 - i / (len(way) - 1)) for i in range(len(way))]
+        axis.plot(times, way, color=colour, lw=0.7, alpha=0.7, zorder=1)
+        fill = "white" if point.get("kind") == "fake" else colour
+        axis.scatter(t, way[0], s=11, facecolor=fill, edgecolor=colour, lw=0.8, zorder=3)
+        if point["useless"]:
+            axis.scatter(t, way[0], s=52, marker="s", facecolor="none", edgecolor=_RED, lw=0.8)
+
+
+def _rates(axis: Axes, rows: Sequence[Panel], settings: ToySettings) -> None:
+    degrees = [row["mismatch"] for row in rows]
+    labels = {
+        "endpoint": f"ours, endpoint (farther than {settings.tolerance:g})",
+        "envelope": f"ours, envelope (of {settings.envelope} trajectories)",
+    }
+    for (name, label), colour, mark in zip(labels.items(), (_RED, _BLUE), "os", strict=True):
+        rates = [100 * row[name] for row in rows]
+        axis.plot(degrees, rates, color=colour, marker=mark, ms=4.5, lw=1.4, label=label)
+        for x, y in zip(degrees, rates, strict=True):
+            axis.annotate(f"{y:.2f}", (x, y), (0, -11), textcoords="offset points", fontsize=7,
+                          color=colour, ha="left")  # fmt: skip
+    spread = [degrees[-1] * i / (len(PAPER_RATES) - 1) for i in range(len(PAPER_RATES))]
+    theirs = [100 * rate for rate in PAPER_RATES]
+    label = "the paper's, by its own criterion\n(printed without M; spread evenly here)"
+    axis.plot(spread, theirs, "D:", ms=4.5, mfc="none", color=_GREY, lw=0.9, label=label)
+    for x, y in zip(spread, theirs, strict=True):
+        axis.annotate(f"{y:.2f}", (x, y), (0, 6), textcoords="offset points", fontsize=7,
+                      color=_GREY, ha="right")  # fmt: skip
+    axis.set_title("(e) useless points by degree of mismatch")
+    axis.set(xlabel="M (Eq. 4)", ylabel="useless points, %", xticks=degrees)
+    axis.set_ylim(bottom=-1.5)
+    axis.margins(x=0.09)
+    axis.legend(loc="upper left")
+
+
+def _students(figure: Any, rows: Sequence[Panel], teacher: Panel) -> None:
+    """A row for each sort of start points, a column for each M."""
+    degrees = list(dict.fromkeys(row["mismatch"] for row in rows))
+    figure.suptitle("(f) students in few steps: outputs (coloured) over the teacher's (grey)",
+                    x=0.02, ha="left", fontsize=9.5)  # fmt: skip
+    grid = figure.subplots(len(_KINDS), len(degrees), sharex=True, squeeze=False)
+    for row in rows:
+        label, colour = _KINDS[row["start_points"]]
+        column = degrees.index(row["mismatch"])
+        axis = grid[list(_KINDS).index(row["start_points"])][column]
+        _outputs(axis, row, teacher, colour)
+        if column == 0:
+            axis.set_ylabel(f"{label}\ndensity")
+    for axis in grid[-1]:
+        axis.set_xlabel("x at t = 0")
+
+
+def _outputs(axis: Axes, row: Panel, teacher: Panel, colour: str) -> None:
+    low, high = EDGES
+    edges = [low + (high - low) * i / BINS for i in range(BINS + 1)]
+    axis.stairs(teacher["outputs"], edges, fill=True, color=_PALE)
+    axis.stairs(row["outputs"], edges, color=colour, lw=1.1)
+    for x in DATA:
+        axis.axvline(x, color="black", lw=0.7, ls="--", zorder=0)
+    for x in mismatched(row["mismatch"]) if row["mismatch"] else ():
+        axis.axvline(x, color=_ORANGE, lw=1.0, ls=":")
+    axis.set(yscale="symlog", xlim=(-5, 5), xticks=[-3, 0, 3], ylim=(0, 12))
+    axis.set_title(f"M = {row['mismatch']:g}: {row['error']:.3f} off the data", fontsize=8.5)
