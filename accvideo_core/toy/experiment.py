@@ -81,17 +81,18 @@ class _Experiment:
     def __init__(self, folder: Path, settings: ToySettings, monitor: Monitor) -> None:
         self.folder, self.settings, self.monitor = folder, settings, monitor
         self.teacher = self._network("teacher", lambda: train_teacher(settings, monitor))
+        self.envelope = Envelope.of(self.teacher, settings)
 
     def panels(self) -> dict[str, Any]:
         """Everything that the figure shows, by panel."""
-        settings, teacher = self.settings, self.teacher
+        settings, teacher, envelope = self.settings, self.teacher, self.envelope
         degrees = settings.student_mismatches
         last, first = degrees[-1], degrees[0]
         kept = self._panel
         return {
             "teacher": kept("teacher", lambda: teacher_panel(teacher, settings)),
-            "a": kept("a", lambda: knowledge_panel(teacher, last, settings)),
-            "b": kept("b", lambda: knowledge_panel(teacher, first, settings)),
+            "a": kept("a", lambda: knowledge_panel(teacher, envelope, last, settings)),
+            "b": kept("b", lambda: knowledge_panel(teacher, envelope, first, settings)),
             "e": kept("e", self._rates),
             "f": kept("f", self._students),
             "c": kept("c", lambda: self._matching(last)),
@@ -99,10 +100,9 @@ class _Experiment:
         }
 
     def _rates(self) -> list[Panel]:
-        envelope, rows = Envelope.of(self.teacher, self.settings), []
-        degrees = self.settings.mismatches
+        rows, degrees = [], self.settings.mismatches
         for number, degree in enumerate(degrees, 1):
-            rows.append(rates_row(self.teacher, envelope, degree, self.settings))
+            rows.append(rates_row(self.teacher, self.envelope, degree, self.settings))
             self.monitor(Progress("useless points", number, len(degrees)))
         return rows
 
@@ -115,7 +115,7 @@ class _Experiment:
 
     def _matching(self, degree: float) -> Panel:
         student = self._student(FORWARD, degree)
-        return matching_panel(self.teacher, student, degree, self.settings)
+        return matching_panel(self.teacher, student, self.envelope, degree, self.settings)
 
     def _student(self, kind: str, degree: float) -> VelocityNet:
         """Distilled at this degree; a trajectory student meets no dataset, only its own noise."""

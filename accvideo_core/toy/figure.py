@@ -86,12 +86,19 @@ def _over_time(axes: Sequence[Axes], panels: Mapping[str, Any]) -> None:
         _behind(axis, panels["teacher"], mismatched(panels[name]["mismatch"]))
         _points(axis, panels[name])
         axis.set(xlim=(1.03, -0.06), ylim=(-_HEIGHT, _HEIGHT), xlabel="t  (1: noise, 0: data)")
-        shares = panels[name]["share"]
-        marks = {"x_t": "$x_t$", "real": "$x_t^{real}$", "fake": "$x_t^{fake}$"}
-        said = ", ".join(f"{share:.2%} of {marks[kind]}" for kind, share in shares.items())
-        axis.text(0.0, -0.22, f"M = {panels[name]['mismatch']:g}; useless: {said}",
-                  transform=axis.transAxes, color=_RED, fontsize=7.5)  # fmt: skip
+        axis.text(0.0, -0.2, "\n".join(_said(panels[name])), transform=axis.transAxes, va="top",
+                  fontsize=7.5)  # fmt: skip
     axes[0].set_ylabel("$x_t$")
+
+
+def _said(panel: Panel) -> list[str]:
+    """The shares under a panel."""
+    marks = {"x_t": "$x_t$", "real": "$x_t^{real}$ (filled)", "fake": "$x_t^{fake}$ (hollow)"}
+    return [
+        f"{marks[kind]}, M = {panel['mismatch']:g}: {share['wrong']:.2%} go wrong,\n"
+        f"    {share['outside']:.2%} off the trajectories"
+        for kind, share in panel["share"].items()
+    ]
 
 
 def _behind(axis: Axes, teacher: Panel, distilled: Sequence[float]) -> None:
@@ -104,16 +111,22 @@ def _behind(axis: Axes, teacher: Panel, distilled: Sequence[float]) -> None:
 
 
 def _points(axis: Axes, panel: Panel) -> None:
-    """Points, the ways from there (a prediction's is straight), and a box around useless ones."""
+    """Points and the ways from there (a prediction's is straight).
+
+    A red box stands around a point that goes wrong, a dotted one around another that is off the
+    trajectories.
+    """
     for point in panel["points"]:
         way, t = point["way"], point["t"]
-        colour = _RED if point["useless"] else _BLUE
+        colour = _RED if point["wrong"] else _BLUE
         times = [t * (1 - i / (len(way) - 1)) for i in range(len(way))]
         axis.plot(times, way, color=colour, lw=0.7, alpha=0.7, zorder=1)
-        fill = "white" if point.get("kind") == "fake" else colour
+        fill = "white" if point["kind"] == "fake" else colour
         axis.scatter(t, way[0], s=11, facecolor=fill, edgecolor=colour, lw=0.8, zorder=3)
-        if point["useless"]:
-            axis.scatter(t, way[0], s=52, marker="s", facecolor="none", edgecolor=_RED, lw=0.8)
+        if point["wrong"] or point["outside"]:
+            line = "-" if point["wrong"] else ":"
+            axis.scatter(t, way[0], s=52, marker="s", facecolor="none", edgecolor=colour, lw=0.8,
+                         ls=line)  # fmt: skip
 
 
 def _rates(axis: Axes, rows: Sequence[Panel], settings: ToySettings) -> None:
@@ -125,29 +138,34 @@ def _rates(axis: Axes, rows: Sequence[Panel], settings: ToySettings) -> None:
     for (name, label), colour, mark in zip(labels.items(), (_RED, _BLUE), "os", strict=True):
         rates = [100 * row[name] for row in rows]
         axis.plot(degrees, rates, color=colour, marker=mark, ms=4.5, lw=1.4, label=label)
-        for x, y in zip(degrees, rates, strict=True):
-            axis.annotate(f"{y:.2f}", (x, y), (0, -11), textcoords="offset points", fontsize=7,
-                          color=colour, ha="left")  # fmt: skip
+        _numbers(axis, degrees, rates, colour, (-5, 5))
     spread = [degrees[-1] * i / (len(PAPER_RATES) - 1) for i in range(len(PAPER_RATES))]
     theirs = [100 * rate for rate in PAPER_RATES]
     label = "the paper's, by its own criterion\n(printed without M; spread evenly here)"
     axis.plot(spread, theirs, "D:", ms=4.5, mfc="none", color=_GREY, lw=0.9, label=label)
-    for x, y in zip(spread, theirs, strict=True):
-        axis.annotate(f"{y:.2f}", (x, y), (0, 6), textcoords="offset points", fontsize=7,
-                      color=_GREY, ha="right")  # fmt: skip
+    _numbers(axis, spread, theirs, _GREY, (6, -9))
     axis.set_title("(e) useless points by degree of mismatch")
     axis.set(xlabel="M (Eq. 4)", ylabel="useless points, %", xticks=degrees)
-    axis.set_ylim(bottom=-1.5)
-    axis.margins(x=0.09)
+    axis.margins(x=0.14)
+    axis.set_ylim(-2, 1.35 * max(theirs + [100 * row["envelope"] for row in rows]))
     axis.legend(loc="upper left")
+
+
+def _numbers(
+    axis: Axes, xs: Sequence[float], ys: Sequence[float], colour: str, offset: tuple[int, int]
+) -> None:
+    """Each value beside its mark."""
+    for x, y in zip(xs, ys, strict=True):
+        axis.annotate(f"{y:.2f}", (x, y), offset, textcoords="offset points", fontsize=7,
+                      color=colour, ha="left" if offset[0] > 0 else "right")  # fmt: skip
 
 
 def _students(figure: Any, rows: Sequence[Panel], teacher: Panel) -> None:
     """A row for each sort of start points, a column for each M."""
     degrees = list(dict.fromkeys(row["mismatch"] for row in rows))
-    figure.suptitle("(f) students in few steps: outputs (coloured) over the teacher's (grey)",
+    figure.suptitle("(f) outputs of few-step students (lines) and of the teacher (grey)",
                     x=0.02, ha="left", fontsize=9.5)  # fmt: skip
-    grid = figure.subplots(len(_KINDS), len(degrees), sharex=True, squeeze=False)
+    grid = figure.subplots(len(_KINDS), len(degrees), sharex=True, sharey=True, squeeze=False)
     for row in rows:
         label, colour = _KINDS[row["start_points"]]
         column = degrees.index(row["mismatch"])
@@ -156,7 +174,7 @@ def _students(figure: Any, rows: Sequence[Panel], teacher: Panel) -> None:
         if column == 0:
             axis.set_ylabel(f"{label}\ndensity")
     for axis in grid[-1]:
-        axis.set_xlabel("x at t = 0")
+        axis.set_xlabel("offset from the data, outwards > 0")
 
 
 def _outputs(axis: Axes, row: Panel, teacher: Panel, colour: str) -> None:
@@ -164,9 +182,9 @@ def _outputs(axis: Axes, row: Panel, teacher: Panel, colour: str) -> None:
     edges = [low + (high - low) * i / BINS for i in range(BINS + 1)]
     axis.stairs(teacher["outputs"], edges, fill=True, color=_PALE)
     axis.stairs(row["outputs"], edges, color=colour, lw=1.1)
-    for x in DATA:
-        axis.axvline(x, color="black", lw=0.7, ls="--", zorder=0)
-    for x in mismatched(row["mismatch"]) if row["mismatch"] else ():
-        axis.axvline(x, color=_ORANGE, lw=1.0, ls=":")
-    axis.set(yscale="symlog", xlim=(-5, 5), xticks=[-3, 0, 3], ylim=(0, 12))
-    axis.set_title(f"M = {row['mismatch']:g}: {row['error']:.3f} off the data", fontsize=8.5)
+    axis.axvline(0, color="black", lw=0.7, ls="--", zorder=0)
+    if row["mismatch"]:
+        axis.axvline(-row["mismatch"] / 2, color=_ORANGE, lw=1.2, ls=":")
+        axis.text(-row["mismatch"] / 2 - 0.08, 12, "$p_d$", color=_ORANGE, ha="right", va="top")
+    axis.set(yscale="log", xlim=EDGES, xticks=[-3, -2, -1, 0, 1], ylim=(4e-3, 20))
+    axis.set_title(f"M = {row['mismatch']:g}: mean error {row['error']:.3f}", fontsize=8.5)

@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flow import predict_x0, time_grid
+from ..flow import time_grid
 from ..latents import key_generator
-from .data import diffused, draw, mismatch_degree, mismatched, nearest
+from .data import DATA, diffused, draw, exact_x0, mismatch_degree, mismatched, nearest
 from .network import VelocityNet
 from .settings import ToySettings
 from .teacher import grid_times, paths, solve, trajectories
-from .useless import Envelope, ends_wrong, prediction_fault, useless_rates
+from .useless import Envelope, ends_wrong, predicted_x0, useless_rates
 
 Panel = dict[str, Any]
 
-EDGES = (-6.0, 6.0)
-BINS = 120
-"""Of the histograms of outputs."""
+EDGES = (-3.2, 1.2)
+BINS = 88
+"""Of the histograms of outputs, by their offset from the data."""
 
 _SHOWN = 24  # trajectories behind the panels
-_USEFUL, _USELESS = 14, 10  # points of either sort in a panel
+_USEFUL, _WRONG, _OUTSIDE = 12, 8, 6  # points of each sort in a panel
 
 
 def teacher_panel(teacher: VelocityNet, settings: ToySettings) -> Panel:
@@ -41,31 +41,39 @@ def teacher_panel(teacher: VelocityNet, settings: ToySettings) -> Panel:
     }
 
 
-def knowledge_panel(teacher: VelocityNet, degree: float, settings: ToySettings) -> Panel:
+def knowledge_panel(
+    teacher: VelocityNet, envelope: Envelope, degree: float, settings: ToySettings
+) -> Panel:
     """(a), (b): forward-diffused points, and where the teacher takes them for a student to learn.
 
-    A point is useless by the criterion "endpoint".
+    "wrong" are ends that the criterion "endpoint" calls so, "outside" are points that the criterion
+    "envelope" excludes.
     """
     generator = key_generator(settings.seed, "toy knowledge", degree)
     t = grid_times(settings.points, settings.steps, generator)
     x_t = diffused(draw(mismatched(degree), settings.points, generator), t, generator)
     states = paths(teacher, x_t, t, settings.steps)
-    useless = ends_wrong(states[-1], settings.tolerance)
     begin = ((1 - t) * settings.steps).round().long().tolist()
-    shown = [
-        {"t": t[i].item(), "useless": bool(useless[i]), "way": _rounded(states[begin[i] :, i])}
-        for i in _chosen(useless)
+    wrong = ends_wrong(states[-1], settings.tolerance)
+    marks = {"wrong": wrong, "outside": envelope.excludes(x_t, t)}
+    points = [
+        {"kind": "x_t", "t": t[i].item(), "way": _rounded(states[begin[i] :, i]), **_at(marks, i)}
+        for i in _chosen(marks)
     ]
-    return {"mismatch": degree, "share": {"x_t": _mean(useless)}, "points": shown}
+    return {"mismatch": degree, "share": {"x_t": _shares(marks)}, "points": points}
 
 
 def matching_panel(
-    teacher: VelocityNet, student: VelocityNet, degree: float, settings: ToySettings
+    teacher: VelocityNet,
+    student: VelocityNet,
+    envelope: Envelope,
+    degree: float,
+    settings: ToySettings,
 ) -> Panel:
     """(c), (d): diffused data and diffused outputs of a student, and the x_0 that the teacher's
     score predicts there.
 
-    A point is useless where that x_0 is farther than `settings.tolerance` from E[x_0 | x_t].
+    "wrong" is an x_0 farther than `settings.tolerance` from E[x_0 | x_t].
     """
     generator = key_generator(settings.seed, "toy matching", degree)
     noise = torch.randn(settings.points, generator=generator)
@@ -77,14 +85,14 @@ def matching_panel(
     for kind, clean in x_0.items():
         t = grid_times(settings.points, settings.steps, generator)
         x_t = diffused(clean, t, generator)
-        useless = prediction_fault(teacher, x_t, t) > settings.tolerance
-        with torch.no_grad():
-            predicted = predict_x0(x_t, teacher(x_t, t), t)  # type: ignore[arg-type]
-        panel["share"][kind] = _mean(useless)
+        predicted = predicted_x0(teacher, x_t, t)
+        fault = (predicted - exact_x0(x_t, t)).abs()
+        marks = {"wrong": fault > settings.tolerance, "outside": envelope.excludes(x_t, t)}
+        panel["share"][kind] = _shares(marks)
         panel["points"] += [
-            {"kind": kind, "t": t[i].item(), "useless": bool(useless[i]),
+            {"kind": kind, "t": t[i].item(), **_at(marks, i),
              "way": _rounded(torch.stack([x_t[i], predicted[i]]))}
-            for i in _chosen(useless, parts=2)
+            for i in _chosen(marks, parts=2)
         ]  # fmt: skip
     return panel
 
@@ -138,15 +146,30 @@ def _test_noise(settings: ToySettings) -> Tensor:
     return torch.randn(settings.points, generator=key_generator(settings.seed, "toy test"))
 
 
-def _chosen(useless: Tensor, parts: int = 1) -> list[int]:
-    """The first few points of either sort: a rare one would hardly be seen at its own rate."""
-    useful, bad = (~useless).nonzero().flatten(), useless.nonzero().flatten()
-    return [*useful[: _USEFUL // parts].tolist(), *bad[: _USELESS // parts].tolist()]
+def _chosen(marks: Mapping[str, Tensor], parts: int = 1) -> list[int]:
+    """The first few points of each sort: a rare one would hardly be seen at its own rate."""
+    wrong, outside = marks["wrong"], marks["outside"]
+    sorts = {_USEFUL: ~(wrong | outside), _WRONG: wrong, _OUTSIDE: outside & ~wrong}
+    return [
+        i
+        for count, sort in sorts.items()
+        for i in sort.nonzero().flatten()[: -(-count // parts)].tolist()
+    ]
+
+
+def _at(marks: Mapping[str, Tensor], i: int) -> dict[str, bool]:
+    return {name: bool(mark[i]) for name, mark in marks.items()}
+
+
+def _shares(marks: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: _mean(mark) for name, mark in marks.items()}
 
 
 def _histogram(x: Tensor) -> list[float]:
-    """Density in each of `BINS` between `EDGES`; what lies outside is counted at the rim."""
+    """Density of the offset from the nearest training point, outwards positive, in each of `BINS`
+    between `EDGES`; what lies outside is counted at the rim."""
     low, high = EDGES
+    x = x.abs() - DATA[1]  # the two points are each other's mirror image
     counts = torch.histc(x.clamp(low, high), BINS, low, high)
     return _rounded(counts / len(x) / ((high - low) / BINS))
 

@@ -24,11 +24,11 @@ from accvideo_core.toy.network import VelocityNet
 from accvideo_core.toy.report import table
 from accvideo_core.toy.teacher import paths, solve
 from accvideo_core.toy.training import forward_windows, trajectory_windows
-from accvideo_core.toy.useless import PAPER_RATES, Envelope, ends_wrong, prediction_fault
+from accvideo_core.toy.useless import PAPER_RATES, Envelope, ends_wrong, predicted_x0
 
 SMALL = ToySettings(
-    width=32, teacher_updates=1500, batch_size=256, student_updates=400, points=4096,
-    mismatches=(0.0, 1.5, 3.0),
+    teacher_updates=1000, teacher_lr=4e-3, batch_size=256, student_updates=400, student_lr=2e-3,
+    points=2048, mismatches=(0.0, 1.5, 3.0), student_mismatches=(0.0, 3.0),
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 def errors(found: dict[str, Any], kind: str) -> list[float]:
     """Distance of a student's outputs to the data, by rising M."""
     rows = [row for row in found["f"] if row["start_points"] == kind]
-    assert [row["mismatch"] for row in rows] == [0.0, 1.5, 3.0]
+    assert [row["mismatch"] for row in rows] == [0.0, 3.0]
     return [row["error"] for row in rows]
 
 
@@ -80,13 +80,13 @@ def test_useless_points_become_more_with_the_mismatch(
 
 
 def test_students_of_forward_points_err_more_with_the_mismatch(found: dict[str, Any]) -> None:
-    low, middle, high = errors(found, "forward")
-    assert low < middle < high and high > 2 * low
+    low, high = errors(found, "forward")
+    assert high > 2 * low
 
 
 def test_they_drift_from_the_data_that_they_were_given_as_well(found: dict[str, Any]) -> None:
-    low, middle, high = (row["to_distilled"] for row in found["f"][:3])
-    assert low < middle < high
+    low, high = (row["to_distilled"] for row in found["f"] if row["start_points"] == "forward")
+    assert high > low + 1
 
 
 def test_students_of_trajectory_points_stay_right_at_every_mismatch(
@@ -104,8 +104,10 @@ def test_the_teacher_reaches_its_data(found: dict[str, Any]) -> None:
 def test_mismatch_makes_distillation_and_matching_ask_where_the_teacher_fails(
     found: dict[str, Any],
 ) -> None:
-    assert found["a"]["share"]["x_t"] > 5 * found["b"]["share"]["x_t"]
-    assert found["c"]["share"]["real"] > 3 * found["d"]["share"]["real"]
+    for sure, unsure, kind in (("b", "a", "x_t"), ("d", "c", "real")):
+        for by in ("wrong", "outside"):
+            share = found[unsure]["share"][kind][by]
+            assert share > 0.05 and share > 3 * found[sure]["share"][kind][by]
 
 
 def test_the_papers_rates_are_told_as_theirs(found: dict[str, Any]) -> None:
@@ -220,9 +222,13 @@ def test_without_matplotlib_the_remedy_is_said_before_anything_runs(
     assert not (tmp_path / "toy").exists()
 
 
-def test_a_teacher_that_has_learnt_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_that_reaches_one_point_alone_is_refused() -> None:
+    class Upwards(Exact):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return (x_t - 3) / t
+
     with pytest.raises(AccVideoError, match="does not reach both training points"):
-        run_toy(tmp_path / "toy", replace(SMALL, teacher_updates=1), silent)
+        Envelope.of(Upwards(), SMALL)
 
 
 def test_the_paper_preset_is_the_published_one() -> None:
@@ -251,10 +257,10 @@ def test_the_exact_prediction_is_the_mean_of_the_data_that_could_have_led_there(
         assert x_0[near].mean().item() == pytest.approx(expected, abs=0.1)
 
 
-def test_a_perfect_teacher_predicts_without_fault_and_ends_right() -> None:
+def test_a_perfect_teacher_predicts_the_mean_and_ends_right() -> None:
     t = torch.tensor([1.0, 0.6, 0.2])
     x_t = torch.tensor([0.3, -1.0, 1.4])
-    assert prediction_fault(Exact(), x_t, t).max() < 1e-5
+    assert torch.allclose(predicted_x0(Exact(), x_t, t), exact_x0(x_t, t), atol=1e-5)
     ends = paths(Exact(), x_t, t, 50)[-1]
     assert torch.equal(ends_wrong(ends, 0.5), torch.tensor([False] * 3))
     assert ends.tolist() == pytest.approx([3, -3, 3], abs=1e-3)
