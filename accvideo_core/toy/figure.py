@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _BLUE, _RED, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 _GREY, _PALE = "#666666", "#C9D3DC"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -56,9 +56,10 @@ def draw_figure(panels: Mapping[str, Any], settings: ToySettings, path: Path) ->
 
     with matplotlib.rc_context(_STYLE):
         figure = _figure(panels, settings)
-        for suffix, extra in ((".png", {"dpi": 170}), (".svg", {"metadata": {"Date": None}})):
-            with replacing(path.with_suffix(suffix)) as temp:
-                figure.savefig(temp, format=suffix[1:], **extra)
+        with replacing(path.with_suffix(".png")) as temp:
+            figure.savefig(temp, format="png", dpi=170)
+        with replacing(path.with_suffix(".svg")) as temp:
+            figure.savefig(temp, format="svg", metadata={"Date": None})
 
 
 def _figure(panels: Mapping[str, Any], settings: ToySettings) -> Figure:
@@ -66,7 +67,11 @@ def _figure(panels: Mapping[str, Any], settings: ToySettings) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.5, 8.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.3))
+    above, below = halves
+    above.suptitle("Where the teacher is asked (dots) and what it answers (lines), over its own "
+                   "trajectories (grey). Red box: it goes wrong. Dotted box: off its "
+                   "trajectories, yet right.", x=0.01, ha="left", fontsize=8.5)  # fmt: skip
     _over_time(above.subplots(1, 4, sharey=True), panels)
     left, right = below.subfigures(1, 2, width_ratios=(1, 2.1))
     _rates(left.subplots(), panels["e"], settings)
@@ -138,16 +143,16 @@ def _rates(axis: Axes, rows: Sequence[Panel], settings: ToySettings) -> None:
     for (name, label), colour, mark in zip(labels.items(), (_RED, _BLUE), "os", strict=True):
         rates = [100 * row[name] for row in rows]
         axis.plot(degrees, rates, color=colour, marker=mark, ms=4.5, lw=1.4, label=label)
-        _numbers(axis, degrees, rates, colour, (-5, 5))
+        _numbers(axis, degrees, rates, colour, (-5, 5) if name == "envelope" else (5, -11))
     spread = [degrees[-1] * i / (len(PAPER_RATES) - 1) for i in range(len(PAPER_RATES))]
     theirs = [100 * rate for rate in PAPER_RATES]
     label = "the paper's, by its own criterion\n(printed without M; spread evenly here)"
     axis.plot(spread, theirs, "D:", ms=4.5, mfc="none", color=_GREY, lw=0.9, label=label)
-    _numbers(axis, spread, theirs, _GREY, (6, -9))
+    _numbers(axis, spread, theirs, _GREY, (7, -4))
     axis.set_title("(e) useless points by degree of mismatch")
     axis.set(xlabel="M (Eq. 4)", ylabel="useless points, %", xticks=degrees)
     axis.margins(x=0.14)
-    axis.set_ylim(-2, 1.35 * max(theirs + [100 * row["envelope"] for row in rows]))
+    axis.set_ylim(-2.5, 1.35 * max(theirs + [100 * row["envelope"] for row in rows]))
     axis.legend(loc="upper left")
 
 

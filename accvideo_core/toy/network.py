@@ -45,15 +45,17 @@ class VelocityNet(nn.Module):
             )
             self.blocks = nn.Sequential(*(_Block(width) for _ in range(_BLOCKS)))
             self.head = nn.Conv1d(width, 1, 1)
-        frequencies = torch.exp(torch.linspace(0, math.log(100.0), _FREQUENCIES))
-        self.register_buffer("frequencies", frequencies, persistent=False)
         for name, p in self.named_parameters():
             if p.dim() > 1:
                 bound = 1 / math.sqrt(p[0].numel())
                 nn.init.uniform_(p, -bound, bound, generator=key_generator(*key, name))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        angles = self.frequencies[:, None] * t
+        angles = _frequencies()[:, None] * t
         time = self.time(torch.cat([angles.sin(), angles.cos()])[None])
         h = torch.relu(self.stem(x_t[None, None]) + time)
         return self.head(self.blocks(h))[0, 0]
+
+
+def _frequencies() -> Tensor:
+    return torch.exp(torch.linspace(0, math.log(100.0), _FREQUENCIES))

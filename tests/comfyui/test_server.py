@@ -23,6 +23,7 @@ NODES = {
     "AccVideoSample", "AccVideoDecode", "AccVideoCompare", "AccVideoTeacherLora",
     "AccVideoExportStudent", "AccVideoInspectTrajectory",
     "AccVideoInspectFeatures",
+    "AccVideoExportStudent", "AccVideoInspectTrajectory", "AccVideoToyExperiment",
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
     "1": {

@@ -160,11 +160,10 @@ def test_the_command_prints_the_table_and_names_the_figure(
     copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, "short", SMALL)
-    (copy / "figure.png").unlink()
+    monkeypatch.setattr(figure, "draw_figure", lambda *_: None)
     assert main(["toy", str(copy)]) == 0
     shown = capsys.readouterr().out
     assert "endpoint" in shown and "trajectory" in shown and f"{copy / 'figure.png'}" in shown
-    assert (copy / "figure.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -317,6 +316,4 @@ def test_weights_follow_from_the_seed_alone() -> None:
 
 
 def test_every_setting_is_written_down(folder: Path) -> None:
-    stored = read_json(folder / "settings.json").items()
-    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in stored}
-    assert ToySettings(**fields) == SMALL
+    assert read_json(folder / "settings.json") == SMALL.as_dict()
