@@ -49,7 +49,7 @@ def knowledge_panel(
     "wrong" are ends that the criterion "endpoint" calls so, "outside" are points that the criterion
     "envelope" excludes.
     """
-    generator = key_generator(settings.seed, "toy knowledge", degree)
+    generator = key_generator(settings.seed, "toy rates", degree)  # the very points of (e)
     t = grid_times(settings.points, settings.steps, generator)
     x_t = diffused(draw(mismatched(degree), settings.points, generator), t, generator)
     states = paths(teacher, x_t, t, settings.steps)

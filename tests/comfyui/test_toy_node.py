@@ -10,7 +10,14 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from scripts.comfyui.client import ComfyClient, Event, NodeFailed, Prompt, PromptRejected
+from scripts.comfyui.client import (
+    ComfyClient,
+    Event,
+    Interrupted,
+    NodeFailed,
+    Prompt,
+    PromptRejected,
+)
 from scripts.comfyui.server import ROOT, ComfyServer
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -62,3 +69,17 @@ def test_other_settings_under_the_same_name_are_refused(
 def test_a_name_that_leaves_the_output_folder_is_refused(comfy_client: ComfyClient) -> None:
     with pytest.raises(PromptRejected, match="without folders"):
         comfy_client.run(shortened(name="../toy"))
+
+
+def test_a_cancelled_experiment_keeps_what_was_finished(
+    comfy_client: ComfyClient, comfy_server: ComfyServer
+) -> None:
+    def cancel(event: Event) -> None:
+        if "student, M = " in event.text:
+            comfy_client.interrupt("")  # an empty id is the prompt that runs
+
+    with pytest.raises(Interrupted):
+        comfy_client.run(shortened(name="cancelled", student_updates=100_000), on_event=cancel)
+    folder = comfy_server.base / "output" / "accvideo" / "cancelled"
+    assert [path.name for path in (folder / "weights").iterdir()] == ["teacher.safetensors"]
+    assert (folder / "panels" / "e.json").is_file() and not (folder / "numbers.json").exists()
