@@ -58,6 +58,7 @@ def draw_figure(panels: Mapping[str, Any], settings: ToySettings, path: Path) ->
         figure = _figure(panels, settings)
         with replacing(path.with_suffix(".png")) as temp:
             figure.savefig(temp, format="png", dpi=170)
+        figure.set_layout_engine("none")  # it stays as laid out, which takes most of the time
         with replacing(path.with_suffix(".svg")) as temp:
             figure.savefig(temp, format="svg", metadata={"Date": None})
 

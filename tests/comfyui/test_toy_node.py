@@ -23,7 +23,7 @@ from scripts.comfyui.server import ROOT, ComfyServer
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 WORKFLOW: Prompt = json.loads((ROOT / "workflows" / "api" / "toy_1d.json").read_text())
-SHORT = {"teacher_updates": 800, "student_updates": 20}
+SHORT = {"teacher_updates": 100, "student_updates": 5}
 
 
 def shortened(**inputs: object) -> Prompt:
@@ -56,7 +56,7 @@ def test_figure_and_numbers_are_shown_and_written(
 
 def test_progress_is_told(events: list[Event]) -> None:
     told = " ".join(event.text for event in events if event.node == "1")
-    assert "teacher" in told and "800" in told and "student, M = " in told
+    assert "teacher" in told and "100" in told and "student, M = " in told
 
 
 def test_other_settings_under_the_same_name_are_refused(
