@@ -27,7 +27,7 @@ from accvideo_core.toy.training import forward_windows, trajectory_windows
 from accvideo_core.toy.useless import PAPER_RATES, Envelope, ends_wrong, predicted_x0
 
 SMALL = ToySettings(
-    teacher_updates=1000, teacher_lr=4e-3, batch_size=256, student_updates=400, student_lr=2e-3,
+    teacher_updates=800, teacher_lr=4e-3, batch_size=256, student_updates=300, student_lr=2e-3,
     points=2048, mismatches=(0.0, 1.5, 3.0), student_mismatches=(0.0, 3.0),
 )  # fmt: skip
 
