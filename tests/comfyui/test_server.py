@@ -22,8 +22,7 @@ NODES = {
     "AccVideoAdversarialTune", "AccVideoSaveStudent", "AccVideoLoadStudent", "AccVideoSchedule",
     "AccVideoSample", "AccVideoDecode", "AccVideoCompare", "AccVideoTeacherLora",
     "AccVideoExportStudent", "AccVideoInspectTrajectory",
-    "AccVideoInspectFeatures",
-    "AccVideoExportStudent", "AccVideoInspectTrajectory", "AccVideoToyExperiment",
+    "AccVideoInspectFeatures", "AccVideoToyExperiment",
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
     "1": {
