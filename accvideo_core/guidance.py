@@ -123,11 +123,11 @@ class _Both:
         if batched == "batched":
             self.join()
         # Texts of different lengths would need a mask, which keeps fast attention away.
+        masks = [part.mask for part in (self.positive, self.negative) if part.mask is not None]
         self.undecided = (
             batched == "auto"
             and model.device.type == "cuda"
-            and self.positive.mask is None
-            and self.negative.mask is None
+            and (model.family.pads_text or not masks)
             and self.positive.text.shape == self.negative.text.shape
         )
 

@@ -294,7 +294,7 @@ def _attend(
         heads=module.heads,
         joins_text=joins_text,
         biased=sdpa if kernel == "auto" or other is not None else run,
-        text_tokens=model.family.text_tokens if takes_bias and not joins_text else None,
+        text_tokens=model.family.text_tokens if takes_bias and model.family.pads_text else None,
         pattern=pattern,
         processes=processes_of(module.processor),
     )

@@ -107,6 +107,9 @@ class Family:
     """(module, a block's output, shape of x_t) -> [B, T, h, w, D]."""
     fill: Callable[[Condition], Condition] = _same
     """A condition -> as `forward` takes it, its text filled up."""
+    pads_text: bool = False
+    """Whether the network attends to a text's padding as to its tokens; a filled condition's mask
+    then only tells them apart."""
     tables: tuple[str, ...] = ()
     """Submodules and methods of the network whose result follows from the sizes of what they are
     given (rotary tables): the same in every step of one sampling."""

@@ -324,6 +324,7 @@ WAN_T2V = Family(
     tail=_tail,
     tokens=_tokens,
     fill=_filled,
+    pads_text=True,
     tables=("rope",),
     texts=("condition_embedder.text_embedder", "condition_embedder.image_embedder"),
     lora_targets=_TARGETS,

@@ -221,15 +221,17 @@ def test_a_pattern_that_leaves_nothing_out_is_dense(name: str) -> None:
 
 
 def test_cross_attention_stays_dense() -> None:
-    seen = []
+    image, text = [], []
     made = case("wan_i2v")
     with attention(made.model, "math", "radial"):
         attend = attend_of(made)
         dense, pattern = attend.other, attend.run
-        attend.other = lambda q, k, v, mask: seen.append(mask) or dense(q, k, v, mask)
-        assert pattern is dense
+        assert pattern is dense is attend.biased
+        attend.other = lambda q, k, v, mask: image.append(mask) or dense(q, k, v, mask)
+        attend.biased = lambda q, k, v, mask: text.append(mask.shape) or dense(q, k, v, mask)
         made.velocities(made.model)
-    assert seen == [None] * 2 * 2 * 3  # questions, text and image, blocks
+    assert image == [None] * 2 * 3  # questions, blocks
+    assert len(text) == 2 * 3 and all(shape[:3] == (1, 1, 1) for shape in text)
 
 
 def test_samples_of_different_lengths_have_patterns_of_their_own() -> None:
