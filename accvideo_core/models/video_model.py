@@ -144,7 +144,8 @@ class Family:
 
         `size` is (height, width) in pixels: some families shift small videos less.
         """
-        return self.grid(steps or self.steps, self.shift_at(size) if shift is None else shift)
+        chosen = self.steps if steps is None else steps
+        return self.grid(chosen, self.shift_at(size) if shift is None else shift)
 
     def shift_at(self, size: tuple[int, int] | None) -> float:
         """The official shift for videos of `size` (height, width)."""

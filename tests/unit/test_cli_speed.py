@@ -130,6 +130,7 @@ def test_a_comparison_is_the_same_with_swapped_blocks(teacher: Path, tmp_path: P
         (["--sparse", "much"], ("speed.sparse is 'much'", "radial")),
         (["--cfg-batch", "both"], ("speed.cfg_batch is 'both'", "in turn")),
         (["--swap-blocks", "9"], ("speed.swap_blocks is 9", "choose at most")),
+        (["--steps", "0"], ("steps is 0", "at least 1 step")),
         (["--vae-speed", "quick"], ("VAE speed 'quick'", "channels_last or compiled")),
         (["--tiny-vae", "gone.pth"], ("gone.pth",)),
         (["--cuda-graphs"], ("CUDA graphs need an NVIDIA GPU", "cpu")),
