@@ -281,10 +281,9 @@ def _attend(
     elif pattern is not None:
         check_mask(first, numbers.device)
     run = ready(first, numbers)
-    joins_text = any(processor.joins_text for processor in found.values())
-    # Of the kernels that "auto" may find some take no mask, which this is.
-    sdpa = ready(KERNELS["sdpa"], numbers)
-    takes_bias = kernel == "auto" or other is not None or first.takes_masks(numbers.device)
+    # Of the kernels that "auto" may find some take no mask, which a bias is.
+    biased = KERNELS["sdpa"] if kernel == "auto" else other or first
+    pads = model.family.pads_text and biased.takes_masks(numbers.device)
     return Attend(
         measured=kernel == "auto" and pattern is None,
         kernel=first,
@@ -292,9 +291,9 @@ def _attend(
         other=run if other is None else ready(other, numbers),
         numbers=numbers,
         heads=module.heads,
-        joins_text=joins_text,
-        biased=sdpa if kernel == "auto" or other is not None else run,
-        text_tokens=model.family.text_tokens if takes_bias and model.family.pads_text else None,
+        joins_text=any(processor.joins_text for processor in found.values()),
+        biased=ready(biased, numbers),
+        text_tokens=model.family.text_tokens if pads else None,
         pattern=pattern,
         processes=processes_of(module.processor),
     )
