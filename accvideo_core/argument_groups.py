@@ -50,8 +50,16 @@ def cfg(parser: argparse.ArgumentParser) -> None:
 
 
 def machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
+    device(parser)
     parser.add_argument("--dtype", help="of the network (bfloat16 on cuda, float32 on cpu)")
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
+    threads(parser)
+
+
+def threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
 
 

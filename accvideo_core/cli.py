@@ -277,8 +277,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "experts), or for full weights in diffusers' layout a folder",
     )
     groups.network(parser)
-    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
+    groups.device(parser)
     parser.add_argument(
         "--layout",
         choices=("native", "diffusers"),

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from . import argument_groups as groups
 from .errors import AccVideoError
 from .terminal import Terminal
 
@@ -36,8 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--fvd", type=Path, metavar="FILE", help="I3D as StyleGAN-V's i3d_torchscript.pt"
     )
     parser.add_argument("--players", type=int, default=8, help="pairs whose videos are shown (8)")
-    parser.add_argument("--device", help="such as cuda or cpu (cuda where there is one)")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
+    groups.device(parser)
 
 
 def evaluate(args: Namespace) -> None:

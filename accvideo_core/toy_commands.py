@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
 
+from . import argument_groups as groups
 from .errors import AccVideoError
 from .terminal import Terminal
 
@@ -41,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser.add_argument(
             f"--{of}-updates", type=int, metavar="N", help=f"of the {of} (the preset's)"
         )
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (torch's own choice)")
+    groups.threads(parser)
 
 
 def toy(args: Namespace) -> None:
