@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
-from PIL import Image
+from comfy_api.latest import io
 
 from . import paths
 from .devices import on_device
 from .guidance import guidance_for, guidance_inputs
 from .monitor import NodeMonitor
 from .previews import previewer
+from .reports import shown_report
 from .sockets import (
     AccVideoModel,
     AccVideoStudent,
@@ -96,7 +93,7 @@ class AccVideoCompare(io.ComfyNode):
             )
         curves = {path.parent.name: path for each in students.values() for path in each.metrics}
         files = publish(report, folder, curves=curves, fps=fps)
-        return _shown([path for path in files if path.suffix == ".png"], report.table())
+        return shown_report([path for path in files if path.suffix == ".png"], report.table())
 
 
 def _inputs() -> list[io.Input]:
@@ -184,14 +181,3 @@ def _contenders(
         Contender(f"{name}@{len(times[name]) - 1}", handle.student, times[name])
         for name, handle in students.items()
     ]
-
-
-def _shown(pictures: list[Path], table: str) -> io.NodeOutput:
-    """The pictures (contact sheet first) on the node, the sheet and the table on its sockets."""
-    saved = [
-        ui.SavedResult(path.name, f"accvideo/{path.parent.name}", io.FolderType.output)
-        for path in pictures
-    ]
-    with Image.open(pictures[0]) as picture:
-        sheet = torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
-    return io.NodeOutput(sheet[None], table, ui={"images": saved, "text": [table]})

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import comfy.model_management as management
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
-from PIL import Image
+from comfy_api.latest import io
 
 from ..accvideo_core.errors import AccVideoError
 from . import paths
 from .monitor import NodeMonitor
+from .reports import shown_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from ..accvideo_core.evaluate.clips import Clip
     from ..accvideo_core.evaluate.evaluate_videos import Tools
@@ -81,7 +81,7 @@ class AccVideoEvaluate(io.ComfyNode):
         labels = reference_folder or "images", judged_folder or "images"
         found = evaluate_videos(one, other, folder, _tools(lpips, fvd), labels, monitor)
         write_evaluation(found, folder, players, monitor)
-        return _shown(name, found.table())
+        return shown_report([folder / "plots.png"], found.table())
 
 
 def _inputs() -> list[io.Input]:
@@ -188,11 +188,3 @@ def _tools(lpips: str, fvd: str) -> Tools:
         detector=None if fvd == paths.NONE else Detector(paths.metric_file(fvd), device),
         device=str(device),
     )
-
-
-def _shown(name: str, table: str) -> io.NodeOutput:
-    """The plots on the node, and with the table on its sockets."""
-    saved = ui.SavedResult("plots.png", f"accvideo/{name}", io.FolderType.output)
-    with Image.open(paths.report_folder(name) / "plots.png") as picture:
-        plots = torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
-    return io.NodeOutput(plots[None], table, ui={"images": [saved], "text": [table]})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from PIL.Image import Image
@@ -15,6 +14,7 @@ from .devices import vae_on_device
 from .guidance import guidance_for, guidance_inputs
 from .inputs import video_size
 from .monitor import NodeMonitor
+from .reports import as_image
 from .sockets import AccVideoDataset, AccVideoModel, NativeConditioning, from_native
 from .speed import at_speed
 
@@ -192,11 +192,6 @@ def _feature_inputs() -> list[io.Input]:
 
 def _shown(pictures: list[Image], facts: str, node: type[io.ComfyNode]) -> io.NodeOutput:
     """Pictures and text on the node itself and on its sockets."""
-    images = [_image(picture) for picture in pictures]
+    images = [as_image(picture) for picture in pictures]
     saved = [entry for image in images for entry in ui.PreviewImage(image, cls=node).values]
     return io.NodeOutput(*images, facts, ui={"images": saved, "text": [facts]})
-
-
-def _image(picture: Image) -> torch.Tensor:
-    """A picture as ComfyUI's IMAGE [1, H, W, 3]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255

@@ -96,10 +96,7 @@ def lora_names() -> list[str]:
 
 def lora_file(name: str) -> Path:
     """The file of a LoRA that `lora_names` lists."""
-    found = folder_paths.get_full_path("loras", name) if name in lora_names() else None
-    if found is None:
-        raise AccVideoError(f"there is no LoRA {name!r} in models/loras; put it there and refresh")
-    return Path(found)
+    return _listed_file("loras", name, "LoRA")
 
 
 def decoder_names() -> list[str]:
@@ -109,12 +106,7 @@ def decoder_names() -> list[str]:
 
 def decoder_file(name: str) -> Path:
     """The file of a decoder that `decoder_names` lists."""
-    found = folder_paths.get_full_path(DECODERS, name) if name in decoder_names() else None
-    if found is None:
-        raise AccVideoError(
-            f"there is no decoder {name!r} in models/{DECODERS}; put it there and refresh"
-        )
-    return Path(found)
+    return _listed_file(DECODERS, name, "decoder")
 
 
 def metric_names() -> list[str]:
@@ -124,10 +116,16 @@ def metric_names() -> list[str]:
 
 def metric_file(name: str) -> Path:
     """The file of a network that `metric_names` lists."""
-    found = folder_paths.get_full_path(METRICS, name) if name in metric_names() else None
+    return _listed_file(METRICS, name, "file")
+
+
+def _listed_file(kind: str, name: str, what: str) -> Path:
+    """A file that ComfyUI lists in one of its folders of models."""
+    listed = name in folder_paths.get_filename_list(kind)
+    found = folder_paths.get_full_path(kind, name) if listed else None
     if found is None:
         raise AccVideoError(
-            f"there is no file {name!r} in models/{METRICS}; put it there and refresh"
+            f"there is no {what} {name!r} in models/{kind}; put it there and refresh"
         )
     return Path(found)
 

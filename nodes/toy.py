@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
-from PIL import Image
+from comfy_api.latest import io
 
 from . import paths
 from .monitor import NodeMonitor
+from .reports import shown_report
 
 if TYPE_CHECKING:
     from ..accvideo_core.toy import ToySettings
@@ -57,6 +55,7 @@ class AccVideoToyExperiment(io.ComfyNode):
         student_updates: int = 0,
     ) -> io.NodeOutput:
         from ..accvideo_core.toy import FIGURE, run_toy
+        from ..accvideo_core.toy.report import table
 
         asked = {"teacher_updates": teacher_updates, "student_updates": student_updates}
         settings = replace(
@@ -64,7 +63,9 @@ class AccVideoToyExperiment(io.ComfyNode):
             **{field: updates for field, updates in asked.items() if updates},
         )  # fmt: skip
         folder = paths.report_folder(name)
-        return _shown(run_toy(folder, settings, NodeMonitor()), folder.name, f"{FIGURE}.png")
+        numbers = run_toy(folder, settings, NodeMonitor())
+        told = json.dumps(numbers, indent=2)
+        return shown_report([folder / f"{FIGURE}.png"], table(numbers), told)
 
 
 def _preset(name: str) -> ToySettings:
@@ -129,17 +130,4 @@ def _updates(of: str) -> io.Input:
         optional=True,
         advanced=True,
         tooltip=f"Training steps of the {of}. 0 is the preset's number.",
-    )
-
-
-def _shown(numbers: dict[str, Any], folder: str, file: str) -> io.NodeOutput:
-    """The figure and the table on the node, and all of it on the sockets."""
-    from ..accvideo_core.toy.report import table
-
-    with Image.open(paths.report_folder(folder) / file) as picture:
-        figure = torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
-    saved = ui.SavedResult(file, f"accvideo/{folder}", io.FolderType.output)
-    text = table(numbers)
-    return io.NodeOutput(
-        figure, text, json.dumps(numbers, indent=2), ui={"images": [saved], "text": [text]}
     )
