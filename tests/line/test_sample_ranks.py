@@ -159,21 +159,14 @@ def test_processes_divide_the_clips_among_them(
     assert "sample  [" in first and "sample  [" not in second  # one progress line for all
 
 
-def test_torchrun_divides_a_clip_and_writes_it_once(
-    teacher: Path, alone: dict[str, torch.Tensor], tmp_path: Path, root: Path
+def test_processes_divide_a_clip_and_write_it_once(
+    pair: Pair, teacher: Path, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    done = torchrun(root, *words_for(tmp_path, teacher), "--sequence-parallel", "2")
-    assert done.returncode == 0, done.stderr
+    words = [*words_for(tmp_path, teacher), "--sequence-parallel", "2"]
+    (code, first), (other_code, second) = pair(command, words, sequence=2)
+    assert code == other_code == 0
     assert same(clips(tmp_path), alone)
-    assert done.stderr.count(".mp4") == 6
-
-
-def torchrun(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [sys.executable, *two, "-m", "accvideo_core.cli", *words],
-        cwd=root, capture_output=True, text=True, timeout=240, env=os.environ | CPU,
-    )  # fmt: skip
+    assert first.count(".mp4") + second.count(".mp4") == 6
 
 
 # What goes wrong ----------------------------------------------------------------------------------
@@ -191,3 +184,11 @@ def test_a_failure_of_one_process_ends_all_with_one_sentence(
     assert done.stderr.count("accvideo sample:") == 1
     assert taken.name in next(x for x in done.stderr.splitlines() if "accvideo sample:" in x)
     assert [path.name for path in tmp_path.iterdir()] == [taken.name]
+
+
+def torchrun(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [sys.executable, *two, "-m", "accvideo_core.cli", *words],
+        cwd=root, capture_output=True, text=True, timeout=240, env=os.environ | CPU,
+    )  # fmt: skip
