@@ -20,12 +20,14 @@ from .sockets import (
     StudentHandle,
     from_native,
 )
+from .speed import speed_input, waiting_modules
 
 if TYPE_CHECKING:
     from ..accvideo_core.evaluate.compare import Contender
     from ..accvideo_core.guidance import Guided
     from ..accvideo_core.models.loading import Teacher
     from ..accvideo_core.models.video_model import VideoModel
+    from ..accvideo_core.speed import Speed
 
 
 class AccVideoCompare(io.ComfyNode):
@@ -69,17 +71,21 @@ class AccVideoCompare(io.ComfyNode):
         real_clips: int = 1024,
         negative: NativeConditioning | None = None,
         cfg: float = 0.0,
+        speed: Speed | None = None,
     ) -> io.NodeOutput:
         from ..accvideo_core.evaluate.compare import compare
         from ..accvideo_core.evaluate.publish import publish
         from ..accvideo_core.guidance import Guided, guided
+        from ..accvideo_core.speed import check_exact
 
+        check_exact(speed)
         folder = paths.report_folder(name)
         students = {"student": student} | ({"tuned": tuned} if tuned else {})
         against, scale = guidance_for(model, negative, cfg)
-        asked = guided(model.model, against, scale)
-        modules = [handle.student.model.module for handle in students.values()]
-        with on_device(model, *modules):
+        asked = guided(model.model, against, scale, "auto" if speed is None else speed.cfg_batch)
+        networks = [handle.student.model for handle in students.values()]
+        waiting = waiting_modules([model.model, *networks], model.model, speed)
+        with on_device(model, *(network.module for network in networks), waiting=waiting):
             report = compare(
                 model,
                 _contenders(asked, students),
@@ -90,6 +96,7 @@ class AccVideoCompare(io.ComfyNode):
                 real_clips=real_clips,
                 samples_per_prompt=samples_per_prompt,
                 asked=asked if isinstance(asked, Guided) else None,
+                speed=speed,
             )
         curves = {path.parent.name: path for each in students.values() for path in each.metrics}
         files = publish(report, folder, curves=curves, fps=fps)
@@ -165,6 +172,7 @@ def _optional_inputs() -> list[io.Input]:
             tooltip="Real clips that the Frechet distance is taken to (embedded teacher only).",
         ),
         *guidance_inputs(),
+        speed_input("From Speed Settings: how teacher and students compute; exact ones only."),
     ]
 
 

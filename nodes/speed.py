@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,7 @@ def at_speed(
     """
     if speed is not None:
         check_speed(speed, network)
-    waiting = waiting_blocks(network, teacher.model, speed)
+    waiting = waiting_modules([network], teacher.model, speed)
     room = 0 if need is None else need.working
     with on_device(teacher, network.module, waiting=waiting, room=room):
         if need is not None:
@@ -90,21 +90,21 @@ def at_speed(
             yield
 
 
-def waiting_blocks(
-    network: VideoModel, teacher: VideoModel, speed: Speed | None
+def waiting_modules(
+    asked: Sequence[VideoModel], teacher: VideoModel, speed: Speed | None
 ) -> list[nn.Module]:
-    """The blocks whose weights stay in main memory while `network` is sampled.
+    """What stays in main memory while the networks that are `asked` are sampled one by one.
 
-    A student of full weights leaves all of its teacher there, which is not asked.
+    Their blocks, as many as `speed` says; and all of a teacher of whose weights none is asked.
     """
     from ..accvideo_core.models.swapping import spread_blocks
 
     if speed is None or not speed.swap_blocks:
         return []
     shared = {id(p) for p in teacher.module.parameters()}
-    alone = all(id(p) not in shared for p in network.module.parameters())
-    unasked = [teacher.module] if alone else []
-    return [*unasked, *spread_blocks(network, speed.swap_blocks)]
+    used = any(id(p) in shared for network in asked for p in network.module.parameters())
+    blocks = [block for network in asked for block in spread_blocks(network, speed.swap_blocks)]
+    return blocks if used else [teacher.module, *blocks]
 
 
 def _inputs() -> list[io.Input]:

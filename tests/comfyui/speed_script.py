@@ -30,10 +30,11 @@ def main(comfyui: str, base: str) -> None:
     loading = importlib.import_module("pack.accvideo_core.models.loading")
     nodes = {
         name: importlib.import_module(f"pack.nodes.{name}")
-        for name in ("speed", "sample", "dataset", "decoders", "previews", "sockets", "paths")
+        for name in ("speed", "sample", "dataset", "decoders", "previews", "sockets", "compare")
     }
     teacher = loading.load_teacher(Path(base) / "teacher")
     facts = {**sampled(nodes, teacher), **recorded(nodes, teacher), **waiting(nodes, teacher)}
+    facts |= compared(nodes, teacher)
     print(json.dumps({**facts, **decoded(nodes, loading, folder_paths, Path(base))}))
 
 
@@ -100,19 +101,45 @@ def recorded(nodes: dict[str, Any], teacher: Any) -> dict[str, Any]:
     }
 
 
+def compared(nodes: dict[str, Any], teacher: Any) -> dict[str, Any]:
+    """What a comparison takes of the settings."""
+    import torch
+
+    students = importlib.import_module("pack.accvideo_core.distill.student")
+    times, spec = (1.0, 0.0), teacher.model.latent_spec
+    info = students.StudentInfo(
+        teacher.model.family.name, "", times, None, students.LoraSpec(rank=2), spec, 5, 32, 32
+    )
+    student = nodes["sockets"].StudentHandle(students.Student.create(teacher.model, info), teacher)
+    prompts = nodes["sockets"].to_native(teacher.encode_prompts(["a red circle"]))
+    how = {"count": 1, "seed": 0, "batch_size": 1, "fps": 8.0, "samples_per_prompt": 1}
+
+    def run(name: str, **changes: Any) -> torch.Tensor:
+        node, speed = nodes["compare"].AccVideoCompare, settings(nodes, **changes)
+        with torch.inference_mode():
+            return node.execute(teacher, student, prompts, name, **how, speed=speed).args[0]
+
+    plain = run("plain")
+    return {
+        "compared alike": bool(torch.allclose(plain, run("fast", swap_blocks=2), atol=2 / 255)),
+        "compared inexactly": refusal(lambda: run("never", sparse="radial")),
+    }
+
+
 def waiting(nodes: dict[str, Any], teacher: Any) -> dict[str, Any]:
     """Which parts stay in main memory."""
     import copy
     from dataclasses import replace
 
-    model, of = teacher.model, nodes["speed"].waiting_blocks
+    model, of = teacher.model, nodes["speed"].waiting_modules
     full = replace(model, module=copy.deepcopy(model.module))
     some = settings(nodes, swap_blocks=2)
-    own = of(full, model, some)
+    own = of([full], model, some)
     return {
-        "nothing waits": of(model, model, settings(nodes)) == of(model, model, None) == [],
-        "blocks wait": len(of(model, model, some)) == 2,
+        "nothing waits": of([model], model, settings(nodes)) == of([model], model, None) == [],
+        "blocks wait": len(of([model], model, some)) == 2,
         "an unasked teacher waits": own[0] is model.module and len(own) == 3,
+        "a teacher that is compared does not": len(of([model, full], model, some)) == 4,
     }
 
 

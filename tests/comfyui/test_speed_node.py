@@ -29,6 +29,8 @@ def facts(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "nothing waits",
         "blocks wait",
         "an unasked teacher waits",
+        "a teacher that is compared does not",
+        "compared alike",
         "preview of another family",
     ],
 )
@@ -43,6 +45,7 @@ def test_models_compute_as_the_settings_say(facts: dict[str, Any], fact: str) ->
         ("too many", "choose at most"),
         ("kernel", "'sage'"),
         ("recorded inexactly", "sparse 'radial' changes what the teacher answers"),
+        ("compared inexactly", "sparse 'radial' changes what the teacher answers"),
         ("another family", "decodes the latents of another model than HunyuanVideo"),
         ("no such file", "there is no decoder 'gone.pth'"),
     ],
