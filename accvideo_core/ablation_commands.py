@@ -10,8 +10,6 @@ from . import argument_groups as groups
 from .errors import AccVideoError
 from .terminal import Terminal
 
-_QUICK = ("figure7",)
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Give `accvideo ablation` its arguments."""
@@ -48,26 +46,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def ablation(args: Namespace) -> None:
     """Run what is not done yet, and write the page from what is there."""
-    from .ablation.arms import all_questions, chosen, needed
-    from .ablation.features import features_section, make_features
+    from .ablation.accvideo import AccVideoStudy
+    from .ablation.arms import chosen, needed
     from .ablation.lab import Lab
     from .ablation.page import write_page
-    from .ablation.setting import PRESETS
     from .models.source import TeacherSource
 
-    setting = PRESETS[args.preset]
+    study = AccVideoStudy.preset(args.preset)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise AccVideoError(f"--seeds {args.seeds} must be different numbers of at least 0")
-    every = _QUICK if args.preset == "quick" else tuple(all_questions(setting))
-    questions = chosen(args.only or every, setting)
+    every = study.quick if args.preset == "quick" else tuple(study.questions())
+    questions = chosen(args.only or every, study.questions())
     source = TeacherSource(device=args.device, dtype=args.dtype or "float32", threads=args.threads)
-    lab = Lab(source.load(), setting, args.out)
+    lab, page = Lab(source.load(), study, args.out), args.page or args.out / "experiments.md"
     with Terminal(sys.stderr) as terminal:
         lab.run(needed(questions, lab.arms()), args.seeds, terminal)
-        make_features(lab, terminal)
-    page = args.page or args.out / "experiments.md"
-    seen = features_section(lab, page)
-    write_page(lab, questions, lab.seeds_done(), page, _command(args), [seen])
+        first = study.sections(lab, page, terminal)
+    write_page(lab, questions, lab.seeds_done(), page, _command(args), first)
     print(page)
 
 

@@ -14,26 +14,28 @@ from ..evaluate.features import FeatureMap, feature_maps, sample_states
 from ..files import read_json, replacing
 from ..monitor import Monitor
 from ..sampling import SamplePlan
-from .gauge import NOISE_SEED, texts_of
+from .accvideo import AccVideoStudy
+from .arms import FULL_TEACHER
 from .lab import Lab
+from .study import NOISE_SEED
 
 _CLIPS = 8
 _PICTURE = "features.png"
 
 
-def make_features(lab: Lab, monitor: Monitor) -> None:
+def make_features(lab: Lab, study: AccVideoStudy, monitor: Monitor) -> None:
     """features.png of one clip, and features.json with figures that are means over clips."""
     if (lab.folder / _PICTURE).exists():
         return
     teacher, model = lab.teacher, lab.teacher.model
     plan = SamplePlan(world.FRAMES, world.SIZE, world.SIZE)
-    prompts = teacher.encode_prompts(texts_of(lab.setting)[:_CLIPS])
+    prompts = study.prompts(teacher)[:_CLIPS]
+    grid, m = lab.times(lab.arms()[FULL_TEACHER]), study.setting.student_steps
     clips: list[list[FeatureMap]] = []
     decoded = None
     for prompt in prompts:
         noise = plan.noise(model.latent_spec, [prompt], NOISE_SEED)
-        m = lab.setting.student_steps
-        states = sample_states(model, prompt.condition, noise, lab.grid, m, monitor)
+        states = sample_states(model, prompt.condition, noise, grid, m, monitor)
         clips.append(feature_maps(model, states, range(model.num_blocks), monitor=monitor))
         if decoded is None:
             decoded = teacher.vae.decode(states.latents)
@@ -47,7 +49,7 @@ def make_features(lab: Lab, monitor: Monitor) -> None:
 
 def features_section(lab: Lab, page: Path) -> str:
     """The section, from the folder's files; its picture goes into `images` beside the page."""
-    picture = page.parent / "images" / "experiments_features.png"
+    picture = page.parent / "images" / f"{page.stem}_features.png"
     with replacing(picture) as temp:
         shutil.copyfile(lab.folder / _PICTURE, temp)
     told = read_json(lab.folder / "features.json")

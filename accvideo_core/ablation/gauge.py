@@ -12,32 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..evaluate import world
 from ..evaluate.compare import Bench, Contender
 from ..evaluate.judge import Judge
 from ..evaluate.report import Measured, Report
 from ..files import read_safetensors, write_safetensors
-from ..latents import key_generator
 from ..models.loading import Teacher
 from ..monitor import Monitor
-from .setting import Setting
+from .study import NOISE_SEED, PER_PROMPT, Study
 
 FIGURES = (
     *("all", "fd_real", "fd_teacher", "latent_mse", "psnr"),
     *("sharpness", "motion_energy", "diversity"),
 )
 """Figures of `evaluate.report` that are kept of every arm."""
-PER_PROMPT = 2
 SHOWN = 6
 """Prompts whose first clip is on the contact sheets."""
-NOISE_SEED = 1  # not the dataset's: training has never seen this noise
 _BATCH = 32
 _DRAWS = 200
-
-
-def texts_of(setting: Setting) -> list[str]:
-    """The prompts that all arms are measured on."""
-    return world.sample_prompts(setting.prompts, key_generator("ablation", "compare"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,15 +48,13 @@ class Gauged:
 class Gauge:
     """The prompts, the noise and the reference that all arms are measured with."""
 
-    def __init__(
-        self, teacher: Teacher, full: Contender, setting: Setting, folder: Path
-    ) -> None:
+    def __init__(self, teacher: Teacher, full: Contender, study: Study, folder: Path) -> None:
         """
         Args:
             full: the teacher on its own grid, beside which all others are set.
             folder: keeps its latents, so that no later run samples them again.
         """
-        self.teacher, self.full, self.setting, self.folder = teacher, full, setting, folder
+        self.teacher, self.full, self.study, self.folder = teacher, full, study, folder
         self._reference: Measured | None = None
 
     def measure(self, contender: Contender, monitor: Monitor, errors: bool = False) -> Gauged:
@@ -88,31 +77,25 @@ class Gauge:
         return made
 
     @cached_property
-    def _texts(self) -> list[str]:
-        return texts_of(self.setting)
-
-    @cached_property
     def _judge(self) -> Judge:
-        judge = Judge.of_world(self._texts, PER_PROMPT, NOISE_SEED)
-        assert judge is not None, "the texts are the world's own"
-        return judge
+        return self.study.judge()
 
     @cached_property
     def _bench(self) -> Bench:
-        prompts = self.teacher.encode_prompts(self._texts)
+        prompts = self.study.prompts(self.teacher)
         given = (self._judge.plan, self._judge, SHOWN)
         return Bench(self.teacher, prompts, PER_PROMPT, NOISE_SEED, _BATCH, *given)
 
     @cached_property
     def _real(self) -> Tensor:
         """Features of real clips [N, D]."""
-        return self._judge.real_features(self.setting.real_clips, _BATCH)
+        return self._judge.real_features(self.study.setting.real_clips, _BATCH)
 
     def _gauged(self, one: Measured, reference: Measured, errors: bool) -> Gauged:
         report = Report(
             {reference.name: reference, one.name: one},
             reference.name,
-            self._texts,
+            self.study.texts(),
             PER_PROMPT,
             NOISE_SEED,
             self._judge.plan,

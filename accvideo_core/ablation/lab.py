@@ -1,7 +1,7 @@
 """Every arm of every seed, once: what was done is never done again, what was cut goes on.
 
     <folder>/setting.json          what all arms have in common
-    <folder>/dataset               the teacher's trajectories
+    <folder>/dataset               what students learn from
     <folder>/reference.safetensors its own clips
     <folder>/arms/<arm>/seed<n>    run, student.safetensors, shown.safetensors, result.json
 
@@ -10,32 +10,28 @@ result.json is written last. Several processes may work on seeds of their own in
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..conditioning import Prompt
 from ..distill.metrics import METRICS_FILE, read_metrics
+from ..distill.recipes import Recipe
 from ..distill.run import flat_settings
 from ..distill.student import Student
 from ..distill.trainer import distill
 from ..errors import AccVideoError
-from ..evaluate import world
 from ..evaluate.compare import Contender
 from ..export import load_student, save_student
 from ..files import read_json, write_json, write_safetensors
 from ..flow import Times
-from ..latents import key_generator
 from ..models.loading import Teacher
 from ..monitor import Monitor, Progress, silent
-from ..trajectories.record import RecordSpec, record
 from ..trajectories.store import TrajectoryDataset
-from .arms import FULL_TEACHER, Arm, all_arms
+from .arms import FULL_TEACHER, Arm
 from .gauge import Gauge, Gauged
-from .setting import Setting
+from .study import Study
 
 RESULT, STUDENT, SHOWN = "result.json", "student.safetensors", "shown.safetensors"
 FORMAT = 1
@@ -63,16 +59,20 @@ def jobs_of(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Job]:
 
 
 class Lab:
-    """The teacher, the setting and the folder."""
+    """The teacher, the study and the folder."""
 
-    def __init__(self, teacher: Teacher, setting: Setting, folder: Path) -> None:
-        self.teacher, self.setting, self.folder = teacher, setting, folder
-        self.grid: Times = teacher.model.family.time_grid(size=(world.SIZE, world.SIZE))
+    def __init__(self, teacher: Teacher, study: Study, folder: Path) -> None:
+        self.teacher, self.study, self.folder = teacher, study, folder
         self.full = self._contender(self.arms()[FULL_TEACHER])
-        self._gauge = Gauge(teacher, self.full, setting, folder)
+        self._gauge = Gauge(teacher, self.full, study, folder)
+        self._datasets: dict[str, TrajectoryDataset] = {}
 
     def arms(self) -> dict[str, Arm]:
-        return all_arms(self.setting, self.teacher.model.num_blocks, len(self.grid) - 1)
+        return self.study.arms(self.teacher.model)
+
+    def times(self, arm: Arm) -> Times:
+        """The falling times that an arm is sampled at."""
+        return self.study.times(arm, self.teacher.model.family)
 
     def run(self, arms: Sequence[Arm], seeds: Sequence[int], monitor: Monitor = silent) -> None:
         """Do what is not done yet.
@@ -89,20 +89,19 @@ class Lab:
         waiting = [job for job in jobs if not self.done(job)]
         if not waiting:
             return
-        dataset = self._record(monitor)
         for number, job in enumerate(jobs):
             if job not in waiting:
                 continue
             note = f"[{number + 1}/{len(jobs)}] {job}"
             monitor(Progress("ablation", number, len(jobs), notes=(note,)))
-            self._do(job, dataset, monitor)
+            self._do(job, monitor)
 
     def open(self) -> None:
         """Claim the folder for this setting and teacher, or check that it is theirs."""
         path = self.folder / "setting.json"
         about = {
             "format": FORMAT,
-            "setting": self.setting.as_dict(),
+            "setting": self.study.setting.as_dict(),
             "teacher": self.teacher.model.fingerprint,
         }
         if path.exists():
@@ -129,39 +128,22 @@ class Lab:
         path = job.folder(self.folder) / RESULT
         if not path.exists():
             return False
-        if read_json(path)["recipe"] != self._told(job):
+        told = read_json(path)["recipe"]
+        if self._recipe(job) != (None if told is None else Recipe.from_dict(told)):
             raise AccVideoError(
                 f"{path} is the result of another recipe, by another version of this package; "
                 "choose another folder, or delete that arm's"
             )
         return True
 
-    def _record(self, monitor: Monitor) -> TrajectoryDataset:
-        setting = self.setting
-        spec = RecordSpec(
-            frames=world.FRAMES,
-            height=world.SIZE,
-            width=world.SIZE,
-            samples_per_prompt=setting.samples,
-            seed=0,
-            kept=setting.kept(len(self.grid) - 1),
-            batch_size=min(32, setting.recorded // setting.samples),
-            dtype="float32",
-        )
-        return record(self.teacher.model, self._prompts(), spec, self.folder / "dataset", monitor)
-
-    def _prompts(self) -> list[Prompt]:
-        count = self.setting.recorded // self.setting.samples
-        texts = world.sample_prompts(count, key_generator("ablation", "train", "prompts"))
-        return self.teacher.encode_prompts(texts)
-
-    def _do(self, job: Job, dataset: TrajectoryDataset, monitor: Monitor) -> None:
+    def _do(self, job: Job, monitor: Monitor) -> None:
         arm, trained = job.arm, dict[str, Any]()
         if job.seed is None:
             contender = self.full if arm.name == FULL_TEACHER else self._contender(arm)
+        elif arm.recipe is None:
+            contender = self._contender(arm, self._student(arm.student, job.seed))
         else:
-            student = self._train(arm, job.seed, dataset, monitor)
-            contender = self._contender(arm, student)
+            contender = self._contender(arm, self._train(job, monitor))
             rows = read_metrics(job.folder(self.folder) / "run" / METRICS_FILE)
             trained = {"updates": len(rows), "train_seconds": sum(row["seconds"] for row in rows)}
         gauged = self._gauge.measure(contender, monitor, errors=job.seed is None)
@@ -169,41 +151,49 @@ class Lab:
         # What is done needs no checkpoints; result.json says that it is.
         shutil.rmtree(job.folder(self.folder) / "run" / "checkpoints", ignore_errors=True)
 
-    def _train(
-        self, arm: Arm, seed: int, dataset: TrajectoryDataset, monitor: Monitor
-    ) -> Student:
-        folder, model = Job(arm, seed).folder(self.folder), self.teacher.model
-        start = None
-        if arm.start is not None:
-            first = Job(self.arms()[arm.start], seed).folder(self.folder) / STUDENT
-            start = load_student(first, model)
-        recipe = arm.recipe(self.setting, seed, self.grid)
+    def _train(self, job: Job, monitor: Monitor) -> Student:
+        arm, seed, folder = job.arm, job.seed, job.folder(self.folder)
+        assert seed is not None
+        start = None if arm.start is None else self._student(arm.start, seed)
+        dataset, recipe = self._dataset(arm.dataset, monitor), self._recipe(job)
+        assert recipe is not None
+        model = self.teacher.model
         result = distill(model, dataset, recipe, folder / "run", start=start, monitor=monitor)
         save_student(result.student, folder / STUDENT)
         return result.student
 
+    def _student(self, arm: str | None, seed: int) -> Student:
+        """What another arm's training gave."""
+        assert arm is not None
+        path = Job(self.arms()[arm], seed).folder(self.folder) / STUDENT
+        return load_student(path, self.teacher.model)
+
+    def _dataset(self, name: str, monitor: Monitor) -> TrajectoryDataset:
+        """Complete, and looked through once."""
+        if name not in self._datasets:
+            folder = self.folder / name
+            self._datasets[name] = self.study.dataset(name, self.teacher, folder, monitor)
+        return self._datasets[name]
+
     def _write(self, job: Job, gauged: Gauged, trained: dict[str, Any]) -> None:
         folder = job.folder(self.folder)
         write_safetensors(folder / SHOWN, {"frames": gauged.shown})
+        recipe = self._recipe(job)
         write_json(
             folder / RESULT,
             {
-                "recipe": self._told(job),
+                "recipe": recipe and recipe.as_dict(),
                 "figures": {**gauged.figures, "seconds_per_clip": gauged.seconds, **trained},
                 "errors": gauged.errors,
             },
         )
 
-    def _told(self, job: Job) -> dict[str, Any] | None:
-        """The recipe as JSON has it; the teacher has none."""
-        if job.seed is None:
+    def _recipe(self, job: Job) -> Recipe | None:
+        """How the job's arm is trained; None where it is not."""
+        if job.seed is None or job.arm.recipe is None:
             return None
-        return plain(job.arm.recipe(self.setting, job.seed, self.grid).as_dict())
+        return self.study.recipe(job.arm, job.seed, self.times(job.arm))
 
     def _contender(self, arm: Arm, student: Student | None = None) -> Contender:
-        return Contender(arm.name, student or self.teacher.model, arm.times(self.grid))
-
-
-def plain(data: Any) -> Any:
-    """Settings as they are read back from JSON."""
-    return json.loads(json.dumps(data))
+        asked = self.study.asked(self.teacher) if student is None else student
+        return Contender(arm.name, asked, self.times(arm))

@@ -1,4 +1,4 @@
-"""docs/experiments.md: tables, sentences and contact sheets from the files of the runs.
+"""The page of a study: tables, sentences and contact sheets from the files of the runs.
 
 Everything in it is read from result.json and shown.safetensors of the arms.
 """
@@ -13,9 +13,9 @@ from typing import Any
 from ..evaluate.pictures import contact_sheet
 from ..files import read_json, read_safetensors, replacing, write_bytes
 from .arms import FULL_TEACHER, Arm, Question
-from .gauge import PER_PROMPT, texts_of
 from .lab import RESULT, SHOWN, Job, Lab
 from .spread import Spread
+from .study import PER_PROMPT
 from .words import COLUMNS, best_words, claim_words, pair_words
 
 _Z95 = 1.959964
@@ -92,28 +92,23 @@ def write_page(
         if results is None:
             sections.append(f"## {question.title}\n\nNothing of it has been run yet.")
             continue
-        picture = path.parent / "images" / f"experiments_{question.name}.png"
+        picture = path.parent / "images" / f"{path.stem}_{question.name}.png"
         with replacing(picture) as temp:
             _sheet(lab, question, results).save(temp, format="PNG")
         sections.append(_section(question, results, f"images/{picture.name}"))
-    parts = ["# Experiments on the embedded teacher", _introduction(lab, seeds, command), *sections]
+    parts = [f"# {lab.study.title}", _introduction(lab, seeds, command), *sections]
     write_bytes(path, ("\n\n".join(parts) + "\n").encode())
     return path
 
 
 def _introduction(lab: Lab, seeds: Sequence[int], command: str) -> str:
-    setting = lab.setting
+    setting = lab.study.setting
     figures = "\n".join(f"- *{one.heading}*: {one.meaning}" for one in COLUMNS.values())
     return f"""\
-What each part of AccVideo's method gives, and what the paper leaves open, measured where every
-figure is exact: on the embedded tiny HunyuanVideo (fingerprint `{lab.teacher.model.fingerprint}`)
-and its procedural world. What holds here need not hold at 13 billion parameters.
+{lab.study.introduction(lab.teacher.model.fingerprint)}
 
-{setting.recorded} trajectories were recorded, of which students learn from {setting.trajectories}
-where their number is not the question: {setting.updates} updates of {setting.batch} samples by
-trajectory guidance, then {setting.tune_updates} with the adversarial term or without. Seeds of
-training: {', '.join(map(str, seeds))}. All are measured on {PER_PROMPT * setting.prompts} clips of
-{setting.prompts} prompts, with noise that training never saw.
+Seeds of training: {', '.join(map(str, seeds))}. All are measured on {PER_PROMPT * setting.prompts}
+clips of {setting.prompts} prompts, with noise that training never saw.
 
 A student's figure is the mean over seeds with Student's 95 % interval of that mean; the teacher's
 has the bootstrap interval over prompts. Two arms are told apart where the interval of their
@@ -170,7 +165,7 @@ def _sheet(lab: Lab, question: Question, results: Results) -> Any:
         job = Job(arm, results.seeds[0] if arm.seeded else None)
         frames = read_safetensors(job.folder(lab.folder) / SHOWN)[0]["frames"]
         clips[arm.title] = frames[:_SHEET_PROMPTS].float() / 255
-    texts = texts_of(lab.setting)[: len(next(iter(clips.values())))]
+    texts = lab.study.texts()[: len(next(iter(clips.values())))]
     return contact_sheet(clips, texts, frames_per_clip=3 if len(names) < 7 else 2, frame_size=96)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from accvideo_core.ablation import setting as settings
+from accvideo_core.ablation.accvideo import AccVideoStudy
+from accvideo_core.ablation.accvideo_setting import PRESETS, Setting
 from accvideo_core.ablation.arms import Question
 from accvideo_core.ablation.lab import RESULT, STUDENT, Job, Lab
-from accvideo_core.ablation.setting import Setting
 from accvideo_core.cli import main
 from accvideo_core.distill.checkpoint import last_step
 from accvideo_core.errors import AccVideoError
@@ -35,6 +35,7 @@ TINY = Setting(
     student_steps=2,
     other_steps=(1,),
 )
+STUDY = AccVideoStudy(TINY)
 ARMS = ("teacher", "base", "shared")
 
 
@@ -59,7 +60,7 @@ def finished(
 ) -> Path:
     """A folder where one seed of three arms is done."""
     folder = tmp_path_factory.mktemp("ablation") / "done"
-    run(Lab(teacher, TINY, folder))
+    run(Lab(teacher, STUDY, folder))
     return folder
 
 
@@ -83,7 +84,7 @@ def test_results_hold_every_figure(finished: Path):
 
 def test_what_is_done_is_not_done_again(finished: Path, teacher: Teacher):
     seen: list[Progress] = []
-    run(Lab(teacher, TINY, finished), seen.append)
+    run(Lab(teacher, STUDY, finished), seen.append)
     assert seen == []
 
 
@@ -100,10 +101,10 @@ def test_a_cut_arm_goes_on_and_others_are_left_alone(
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        run(Lab(teacher, TINY, folder), cut)
+        run(Lab(teacher, STUDY, folder), cut)
     assert last_step(folder / "arms" / "shared" / "seed0" / "run") == 3
     seen: list[Progress] = []
-    run(Lab(teacher, TINY, folder), seen.append)
+    run(Lab(teacher, STUDY, folder), seen.append)
     assert [p.step for p in seen if p.stage == "distill"] == [4]
     assert [p.notes for p in seen if p.stage == "ablation"] == [
         ("[3/3] seed 0, + adversarial, one shared head",)
@@ -122,18 +123,18 @@ def test_another_setting_teacher_or_recipe_is_refused(
     finished: Path, teacher: Teacher, tmp_path: Path
 ):
     with pytest.raises(AccVideoError, match=r"holds results with setting.updates 2 and not 9"):
-        run(Lab(teacher, replace(TINY, updates=9), finished))
+        run(Lab(teacher, AccVideoStudy(replace(TINY, updates=9)), finished))
     folder = tmp_path / "other"
     shutil.copytree(finished / "arms" / "base", folder / "arms" / "base")
     path = folder / "arms" / "base" / "seed0" / RESULT
     told = json.loads(path.read_text())
     path.write_text(json.dumps({**told, "recipe": {**told["recipe"], "lr": 1.0}}))
-    lab = Lab(teacher, TINY, folder)
+    lab = Lab(teacher, STUDY, folder)
     with pytest.raises(AccVideoError, match="is the result of another recipe"):
         lab.done(Job(lab.arms()["base"], 0))
 
 
-def two_rows(_setting: Setting) -> dict[str, Question]:
+def two_rows(_study: AccVideoStudy) -> dict[str, Question]:
     pair = ("shared", "trajectory")
     return {"lambda": Question("lambda", "The weight", "It was changed.", pair, (pair,))}
 
@@ -144,11 +145,11 @@ def test_command_does_what_is_missing_and_writes_the_page(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setitem(settings.PRESETS, "quick", TINY)
+    monkeypatch.setitem(PRESETS, "quick", TINY)
     monkeypatch.setattr(TeacherSource, "load", lambda _source: teacher)
     page = finished.parent / "docs" / "experiments.md"
     words = ["ablation", str(finished), "--only", "lambda", "--seeds", "0", "--device", "cpu"]
-    monkeypatch.setattr("accvideo_core.ablation.arms.all_questions", two_rows)
+    monkeypatch.setattr(AccVideoStudy, "questions", two_rows)
     assert main([*words, "--page", str(page)]) == 0
     assert capsys.readouterr().out.strip() == str(page)
     text = page.read_text()

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from accvideo_core.ablation.arms import all_arms, all_questions, chosen, needed
+from accvideo_core.ablation.accvideo import AccVideoStudy, all_arms
+from accvideo_core.ablation.accvideo_setting import PRESETS, Setting, key_steps
+from accvideo_core.ablation.arms import chosen, needed
 from accvideo_core.ablation.features import features_words
 from accvideo_core.ablation.lab import RESULT, SHOWN, Job, Lab
 from accvideo_core.ablation.page import write_page
-from accvideo_core.ablation.setting import PRESETS, Setting, key_steps
 from accvideo_core.ablation.spread import Spread, paired
 from accvideo_core.ablation.words import best_words, claim_words, pair_words
 from accvideo_core.distill.recipes import Recipe
@@ -28,7 +29,9 @@ from accvideo_core.models import FAMILIES
 
 GRID = time_grid(50, 7.0)
 FULL = PRESETS["full"]
+STUDY = AccVideoStudy(FULL)
 ARMS = all_arms(FULL, 6, 50)
+QUESTIONS = STUDY.questions()
 SEEDS = (0, 1, 2)
 
 
@@ -70,7 +73,9 @@ def difference(a: Recipe, b: Recipe) -> dict[str, Any]:
 
 
 def test_arms_differ_by_what_they_are_called_and_by_nothing_else():
-    recipes = {name: arm.recipe(FULL, 3, GRID) for name, arm in ARMS.items() if arm.seeded}
+    family = FAMILIES["hunyuan_video"]
+    times = {name: STUDY.times(arm, family) for name, arm in ARMS.items()}
+    recipes = {n: STUDY.recipe(arm, 3, times[n]) for n, arm in ARMS.items() if arm.seeded}
     usual, base = recipes["timestep"], recipes["base"]
     against = {name: difference(recipes[name], usual) for name in recipes if ARMS[name].start}
     assert against == {
@@ -89,22 +94,21 @@ def test_arms_differ_by_what_they_are_called_and_by_nothing_else():
     }  # fmt: skip
     assert difference(recipes["trajectories_64"], base) == {"trajectories": 64}
     assert recipes["steps_8"].key_times == tuple(GRID[i] for i in key_steps(50, 8))
-    assert ARMS["teacher_5"].times(GRID) == pytest.approx(time_grid(5, 7.0))
+    assert times["teacher_5"] == pytest.approx(time_grid(5, 7.0))
 
 
 def test_every_question_has_its_arms_and_starts_come_first():
-    questions = all_questions(FULL)
-    for question in questions.values():
+    for question in QUESTIONS.values():
         assert set(question.rows) <= ARMS.keys()
         assert {name for pair in question.pairs for name in pair} <= set(question.rows)
         assert question.titles.keys() <= set(question.rows)
-    names = [arm.name for arm in needed([questions["loss"]], ARMS)]
+    names = [arm.name for arm in needed([QUESTIONS["loss"]], ARMS)]
     assert names == ["teacher", "base", "timestep", "hinge"]
-    everything = needed(list(questions.values()), ARMS)
+    everything = needed(list(QUESTIONS.values()), ARMS)
     assert {arm.name for arm in everything} == ARMS.keys(), "no arm is trained for nothing"
-    assert [one.name for one in chosen(["steps", "figure7"], FULL)] == ["figure7", "steps"]
+    assert [one.name for one in chosen(["steps", "figure7"], QUESTIONS)] == ["figure7", "steps"]
     with pytest.raises(AccVideoError, match="there is no question 'x'; choose of figure7, "):
-        chosen(["x"], FULL)
+        chosen(["x"], QUESTIONS)
 
 
 def values(**fd_real: Sequence[float]) -> dict[str, dict[str, Sequence[float]]]:
@@ -152,7 +156,7 @@ def test_one_seed_claims_nothing():
 
 
 def test_the_best_row_names_those_as_good():
-    question = all_questions(FULL)["lambda"]
+    question = QUESTIONS["lambda"]
     rows = {name: [4.0, 4.1, 3.9] for name in question.rows}
     rows |= {"timestep": [1.0, 1.1, 0.9], "lambda_0.01": [1.1, 1.0, 1.0]}
     text = best_words(question, ARMS, values(**rows))
@@ -183,7 +187,7 @@ def test_feature_words_follow_the_contrasts(
 def lab(folder: Path) -> Lab:
     """A lab of results that are written by hand."""
     model = SimpleNamespace(family=FAMILIES["hunyuan_video"], num_blocks=6, fingerprint="abc")
-    return Lab(SimpleNamespace(model=model), PRESETS["quick"], folder)  # type: ignore[arg-type]
+    return Lab(SimpleNamespace(model=model), AccVideoStudy.preset("quick"), folder)  # type: ignore[arg-type]
 
 
 def put(lab: Lab, figures: Mapping[str, Sequence[float]]) -> None:
@@ -206,7 +210,7 @@ def test_page_states_what_the_results_say(tmp_path: Path, helps: bool):
     put(one, {"teacher": [2.0], "teacher_5": [5.0], "trajectory": [4.0, 4.1, 3.9],
               "shared": better if helps else [4.2, 3.8, 4.0],
               "timestep": [6.0, 6.1, 5.9]})  # fmt: skip
-    questions = [all_questions(one.setting)[name] for name in ("figure7", "rank")]
+    questions = [one.study.questions()[name] for name in ("figure7", "rank")]
     text = write_page(one, questions, SEEDS, tmp_path / "page" / "all.md", "make it").read_text()
     margin = 4.303 * 0.1 / math.sqrt(3)
     cell = f"4 [{4 - margin:.3g}, {4 + margin:.3g}]"
@@ -217,14 +221,14 @@ def test_page_states_what_the_results_say(tmp_path: Path, helps: bool):
     assert "**does not hold**" in claims[2] and ("**does not show**" in claims[1]) != helps
     assert "lies outside the students' interval" in text
     assert text.endswith("## LoRA rank, or all weights\n\nNothing of it has been run yet.\n")
-    assert (tmp_path / "page" / "images" / "experiments_figure7.png").is_file()
+    assert (tmp_path / "page" / "images" / "all_figure7.png").is_file()
     assert "    make it" in text and "fingerprint `abc`" in text
 
 
 def test_page_takes_the_seeds_that_all_arms_have(tmp_path: Path):
     one = lab(tmp_path)
     put(one, {"teacher": [2.0], "timestep": [3.0, 3.1, 2.9], "hinge": [3.0]})
-    question = all_questions(one.setting)["loss"]
+    question = one.study.questions()["loss"]
     text = write_page(one, [question], one.seeds_done(), tmp_path / "a.md", "make it").read_text()
     assert "One seed alone is done: no intervals yet." in text and "(one seed)" in text
     assert "| logistic loss | 99 % | 3 |" in text and "| hinge loss | 99 % | 3 |" in text

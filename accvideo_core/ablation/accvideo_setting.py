@@ -1,4 +1,4 @@
-"""How large the experiments are."""
+"""How large the experiments on AccVideo are."""
 
 from __future__ import annotations
 
