@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         dataset_commands,
         evaluate_commands,
+        ingest_commands,
         inspect_commands,
         profile_commands,
         run_commands,
@@ -83,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _record(add("record", commands.record, "record a teacher's trajectories into a dataset folder",
                 "clips --world 256 --samples 2 --batch 16"))  # fmt: skip
+    ingest_commands.add_arguments(
+        add("ingest", ingest_commands.ingest, "make a dataset of clips of real videos",
+            "videos clips --fps 8 --clips 4"))  # fmt: skip
     _distill(add("distill", commands.distill, "train a student on a dataset",
                  "clips runs/traj --recipe tiny-trajectory-2 --set train_steps=200"))  # fmt: skip
     _tune(add("tune", commands.tune, "train a student further, adversarially by default",

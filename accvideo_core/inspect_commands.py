@@ -114,7 +114,7 @@ _States = tuple["Teacher", "KeyStates", int, dict[str, Any]]
 
 
 def _recorded(args: Namespace, _monitor: Monitor) -> _States:
-    """The kept states of one record of a dataset, after its noise."""
+    """The kept states of one record of a dataset, after its noise if that is kept."""
     from .evaluate.features import KeyStates
     from .trajectories.stats import chosen_record
     from .trajectories.store import TrajectoryDataset
@@ -129,7 +129,8 @@ def _recorded(args: Namespace, _monitor: Monitor) -> _States:
     trajectory = dataset.read(chosen_record(dataset, args.record or "first"))
     prompt = dataset.prompt(trajectory.prompt_id)
     cond = prompt.condition.with_guidance(info.guidance)
-    states = KeyStates(trajectory.times[1:], trajectory.latents[1:].float(), cond)
+    after = slice(1 if len(trajectory.times) > 1 else 0, None)
+    states = KeyStates(trajectory.times[after], trajectory.latents[after].float(), cond)
     return teacher, states, info.frames, {"record": trajectory.id, "prompt": prompt.text}
 
 

@@ -48,8 +48,9 @@ def _dataset(path: Path, verify: bool) -> str:
         "prompts": len(list(read_listing(path).ids())),
         "teacher": f"{info.teacher_source} ({info.family}, fingerprint {info.teacher})",
         "size": f"{info.frames} frames of {info.height} x {info.width}",
-        "teacher steps": len(info.time_grid) - 1,
+        "teacher steps": None if info.cutting else len(info.time_grid) - 1,
         "kept times": _times(info.times),
+        "clips": info.cutting,
         "guidance": info.guidance,
         "seed": info.seed,
     }

@@ -78,6 +78,11 @@ class LatentSpec:
         """[B, C, T, H, W] without the surplus latent frames that lead a video of `frames`."""
         return x[:, :, max(0, x.shape[2] - self._needed(frames)) :]
 
+    def fill(self, x: Tensor, frames: int) -> Tensor:
+        """The inverse of `crop`: the first latent frame once more for each of the surplus."""
+        surplus = -self._needed(frames) % self.patch_t
+        return torch.cat([x[:, :, :1]] * surplus + [x], dim=2) if surplus else x
+
     def _needed(self, frames: int) -> int:
         return (frames - 1) // self.stride_t + 1
 

@@ -93,6 +93,7 @@ def facts(dataset: TrajectoryDataset, stats: DatasetStats) -> dict[str, str]:
         "teacher": f"{info.teacher_source} ({info.family}, {info.teacher})",
         "size": f"{info.frames} frames of {info.height} x {info.width}",
         "times": ", ".join(f"{t:.4f}" for t in info.times),
+        **({"clips": str(info.cutting)} if info.cutting else {}),
         "guidance": f"embedded {info.guidance}, cfg {info.cfg.scale if info.cfg else 'none'}",
         "storage": f"{stats.bytes_total / 1e6:.1f} MB, {stats.bytes_per_record / 1e6:.3f} MB a "
         f"record, {stats.bytes_per_state / 1e6:.3f} MB a state ({info.dtype}{rounding})",

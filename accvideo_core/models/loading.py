@@ -142,6 +142,14 @@ class Teacher:
                 "prompts with ComfyUI's CLIP nodes, or load the teacher from its diffusers folder"
             )
 
+    def check_vae(self) -> None:
+        """Raise AccVideoError where there is no VAE."""
+        if self.vae_path is None:
+            raise AccVideoError(
+                f"{self.folder.name!r} holds the network alone and no VAE; use ComfyUI's VAE "
+                "nodes, or load the teacher together with a VAE or from its diffusers folder"
+            )
+
     def check_images(self, frames: int, height: int, width: int) -> None:
         """Raise AccVideoError when no video of this size can begin with an image."""
         family = self.model.family
@@ -183,11 +191,8 @@ class Teacher:
     def vae(self) -> VideoVAE:
         """The VAE, in `vae_dtype`."""
         if self._vae is None:
-            if self.vae_path is None:
-                raise AccVideoError(
-                    f"{self.folder.name!r} holds the network alone and no VAE; use ComfyUI's VAE "
-                    "nodes, or load the teacher together with a VAE or from its diffusers folder"
-                )
+            self.check_vae()
+            assert self.vae_path is not None
             module = load_vae(self.vae_path, self.compute_device, self.vae_dtype)
             self._vae = VideoVAE(module, self.model.latent_spec)
         return self._vae

@@ -11,6 +11,7 @@ from ..errors import AccVideoError
 from ..flow import Times, validate_times
 from ..guidance import Cfg
 from ..latents import LatentSpec
+from .clips import Cutting
 
 FORMAT = 2
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -43,6 +44,8 @@ class DatasetInfo:
     batch_size: int
     """Records computed together. It decides the last bits, so it belongs to the dataset."""
     dtype: str
+    cutting: Cutting | None = None
+    """How clips were cut from videos, for a dataset that no teacher made; else None."""
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -55,10 +58,11 @@ class DatasetInfo:
             raise AccVideoError(f"batch_size is {self.batch_size}; it must be at least 1")
         last = len(self.time_grid) - 1
         rising = all(a < b for a, b in zip(self.kept, self.kept[1:], strict=False))
-        if len(self.kept) < 2 or not rising or self.kept[0] != 0 or self.kept[-1] > last:
+        way = len(self.kept) >= 2 and rising and self.kept[0] == 0 and self.kept[-1] <= last
+        if not way and self.kept != (last,):
             raise AccVideoError(
                 f"kept states {list(self.kept)} must be rising indices from 0 (the noise) to at "
-                f"most {last} (the data), at least two of them"
+                f"most {last} (the data), at least two of them, or {last} alone"
             )
 
     @property
@@ -82,7 +86,8 @@ class DatasetInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form; `DatasetInfo.from_dict` reads it back."""
-        return {"format": self.format, **asdict(self)}
+        data = {"format": self.format, **asdict(self)}
+        return data if self.cutting else {k: x for k, x in data.items() if k != "cutting"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DatasetInfo:
@@ -92,6 +97,7 @@ class DatasetInfo:
             "time_grid": tuple(data["time_grid"]),
             "kept": tuple(data["kept"]),
             "cfg": Cfg(**data["cfg"]) if data.get("cfg") else None,
+            "cutting": Cutting(**data["cutting"]) if data.get("cutting") else None,
         }
         return cls(**{**data, **changed})
 

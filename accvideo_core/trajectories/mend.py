@@ -40,6 +40,9 @@ def mend(
         AccVideoError: the dataset is of another teacher; nothing is touched then.
     """
     info = dataset.info
+    if info.cutting is not None:
+        dataset.repair(faults)
+        return ["what was damaged is removed; ingest the same videos again to make it anew"]
     if teacher.model.fingerprint != info.teacher:
         raise AccVideoError(
             f"dataset {dataset.folder.name!r} was recorded from {info.teacher_source} (fingerprint "

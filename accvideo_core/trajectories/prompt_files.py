@@ -26,7 +26,7 @@ PROMPT_NAMES = ("prompt", "text", "caption")
 IMAGE_NAMES = ("image", "file_name")
 """Columns that hold the path of an image; the second is that of Hugging Face's imagefolder."""
 LISTINGS = ("captions.jsonl", "metadata.jsonl")
-"""Files that hold the captions of a folder of images."""
+"""Files that hold the captions of a folder of images or videos."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _NAMED_AT_MOST = 5
 
@@ -91,7 +91,7 @@ def _text(path: Path, column: str | None) -> Contents:
             f"{path} is a text file and has no column {column!r}; leave the column out, or give "
             "a CSV, JSON or Parquet file"
         )
-    return Contents([PromptEntry(text.strip(), None, n) for n, text in _lines(_decoded(path))])
+    return Contents([PromptEntry(text.strip(), None, n) for n, text in _lines(decoded_text(path))])
 
 
 def _json_lines(path: Path, column: str | None) -> Contents:
@@ -100,14 +100,14 @@ def _json_lines(path: Path, column: str | None) -> Contents:
             PromptEntry("", None, number)
             if not text.strip()
             else _json_entry(_parsed(text, path, number), column, path, f"line {number}", number)
-            for number, text in _lines(_decoded(path))
+            for number, text in _lines(decoded_text(path))
         ]
     )
 
 
 def _json(path: Path, column: str | None) -> Contents:
     """One list, or one entry; or lines under the wrong name."""
-    text = _decoded(path)
+    text = decoded_text(path)
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
@@ -171,7 +171,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return list(enumerate(lines if lines[-1] else lines[:-1], 1))
 
 
-def _decoded(path: Path) -> str:
+def decoded_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte order mark."""
     with disk_errors("read", path):
         data = path.read_bytes()
@@ -218,7 +218,7 @@ def _csv(path: Path, column: str | None) -> Contents:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line that it begins on, fields) of every row."""
-    text = _decoded(path)
+    text = decoded_text(path)
     first = _LINE_END.split(text, maxsplit=1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter not in first and ";" in first:
@@ -307,19 +307,19 @@ def _folder(path: Path, column: str | None) -> Contents:
     A caption stands in the text file of the image's name, or else in one of LISTINGS.
     """
     found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    images = sorted(p for p in found if p.is_file() and not _hidden(p.relative_to(path)))
+    images = sorted(p for p in found if p.is_file() and not is_hidden(p.relative_to(path)))
     if not images:
         raise AccVideoError(
             f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}); give a folder of images with "
             "captions, or the file with the prompts"
         )
-    captions = _listed_captions(path, column)
+    captions = listed_captions(path, column)
     entries, without = [], []
     for number, image in enumerate(images, 1):
         texts = captions.pop(os.path.abspath(image), [])
         beside = image.with_suffix(".txt")
         if beside.is_file():
-            texts = [one_line(_decoded(beside))]
+            texts = [one_line(decoded_text(beside))]
         entries += [PromptEntry(text, image, number) for text in texts if text]
         if not any(texts):
             without.append(image.relative_to(path).as_posix())
@@ -338,8 +338,8 @@ def _folder(path: Path, column: str | None) -> Contents:
     return Contents(entries, "image", tuple(notes))
 
 
-def _listed_captions(path: Path, column: str | None) -> dict[str, list[str]]:
-    """Absolute path of an image -> its captions, by the first of LISTINGS that is there."""
+def listed_captions(path: Path, column: str | None) -> dict[str, list[str]]:
+    """Absolute path of an image or video -> its captions, by the first of LISTINGS there."""
     captions: dict[str, list[str]] = {}
     listing = next((path / name for name in LISTINGS if (path / name).is_file()), None)
     for entry in _json_lines(listing, column).entries if listing else ():
@@ -347,12 +347,12 @@ def _listed_captions(path: Path, column: str | None) -> dict[str, list[str]]:
             captions.setdefault(os.path.abspath(entry.image), []).append(entry.text)
         elif entry.text:
             raise AccVideoError(
-                f"{listing} line {entry.line} names no image; give its path as file_name"
+                f"{listing} line {entry.line} names no file; give its path as file_name"
             )
     return captions
 
 
-def _hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 

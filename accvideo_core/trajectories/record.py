@@ -30,7 +30,7 @@ from ..guidance import Cfg, guided
 from ..models.video_model import VideoModel
 from ..monitor import Monitor, silent
 from .info import DatasetInfo
-from .rollout import Report, rollout, rounding_error
+from .rollout import Report, not_stored, rollout, rounding_error
 from .store import Trajectory, TrajectoryDataset, record_id
 from .writer import Writer
 
@@ -198,7 +198,7 @@ def dataset_info(
         seed=spec.seed,
         batch_size=spec.batch_size,
         dtype=spec.dtype,
-        versions={"accvideo": __version__, "torch": str(torch.__version__), **_diffusers()},
+        versions=versions(),
     )
 
 
@@ -223,6 +223,9 @@ class Recorder:
     memory is bounded. What goes wrong while writing comes out of the next call. Close it, or use it
     as a context, to be sure that all is on the disk.
     """
+
+    stage = "record"
+    not_stored = staticmethod(not_stored)
 
     def __init__(
         self, model: VideoModel, dataset: TrajectoryDataset, negative: Prompt | None = None
@@ -326,9 +329,10 @@ def _guidance(model: VideoModel, prompts: Sequence[AnyPrompt], spec: RecordSpec)
     return given.pop() if given else model.family.guidance
 
 
-def _diffusers() -> dict[str, str]:
-    """The version of the library that runs the networks, where it is installed as a package."""
+def versions() -> dict[str, str]:
+    """Versions of what makes a dataset; of the library that runs the networks where it is known."""
+    found = {"accvideo": __version__, "torch": str(torch.__version__)}
     try:
-        return {"diffusers": metadata.version("diffusers")}
+        return {**found, "diffusers": metadata.version("diffusers")}
     except metadata.PackageNotFoundError:
-        return {}
+        return found

@@ -1,6 +1,6 @@
-"""One process' part of recording: its way through the batches, and what it tells the monitor.
+"""One process' part of recording or ingesting: its way through the batches, and what it tells.
 
-Processes that record into one folder share the work through claims. Each goes through the batches
+Processes that write into one folder share the work through claims. Each goes through the batches
 in order, passes over what others are at, and comes back to that at the end, when it is done or its
 claim is void. So all of them return when everything is recorded.
 """
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import AccVideoError
 from ..monitor import Monitor, Progress
 from .claims import Claims
-from .rollout import Preview, not_stored
+from .rollout import Preview, Report
 
 if TYPE_CHECKING:
-    from .record import Batch, Outcome, Recorder
+    from .record import Batch, Outcome
+    from .store import TrajectoryDataset
 
 _log = logging.getLogger(__name__)
 
@@ -28,14 +30,37 @@ WAIT_SECONDS = 0.25
 """Pause between looks at what others are still at work on; cancelling takes no longer."""
 
 
-def share(recorder: Recorder, batches: Sequence[Batch], monitor: Monitor) -> None:
-    """Record `batches`; returns once every record of theirs exists or was left out.
+class Maker(AbstractContextManager[object], Protocol):
+    """Makes the records of a dataset, batch by batch: a `Recorder`, an `Ingester`."""
 
-    Raises AccVideoError when every trajectory was left out, because none was finite.
+    @property
+    def dataset(self) -> TrajectoryDataset: ...
+
+    @property
+    def stage(self) -> str:
+        """What its work is called to the monitor."""
+        ...
+
+    def do(
+        self, batch: Batch, report: Report, stored: Callable[[Outcome], None]
+    ) -> Outcome: ...
+
+    def flush(self) -> None: ...
+
+    def not_stored(self, skipped: Mapping[str, str], total: int) -> str:
+        """One sentence on those of `total` records that are `skipped` (id: why)."""
+        ...
+
+
+def share(maker: Maker, batches: Sequence[Batch], monitor: Monitor) -> dict[str, str]:
+    """Have `batches` made; returns once every record of theirs exists or was left out.
+
+    Returns the ids of those that were left out, with the reason of each. Raises AccVideoError when
+    that is every one.
     """
-    # The recorder comes last and goes first: what it still has to write is still claimed then.
-    with Claims(recorder.dataset.folder) as claims, recorder:
-        _Work(recorder, claims, batches, monitor).run()
+    # The maker comes last and goes first: what it still has to write is still claimed then.
+    with Claims(maker.dataset.folder) as claims, maker:
+        return _Work(maker, claims, batches, monitor).run()
 
 
 class _TakenOver(Exception):
@@ -44,15 +69,15 @@ class _TakenOver(Exception):
 
 class _Work:
     def __init__(
-        self, recorder: Recorder, claims: Claims, batches: Sequence[Batch], monitor: Monitor
+        self, maker: Maker, claims: Claims, batches: Sequence[Batch], monitor: Monitor
     ) -> None:
-        self._recorder = recorder
-        self._dataset = recorder.dataset
+        self._maker = maker
+        self._dataset = maker.dataset
         self._claims = claims
         self._batches = batches
         self._monitor = monitor
-        self._steps = len(recorder.dataset.info.time_grid) - 1
-        self._known = set(recorder.dataset.ids())
+        self._steps = len(maker.dataset.info.time_grid) - 1
+        self._known = set(maker.dataset.ids())
         self._skipped: dict[str, str] = {}
         self._left_to_others: set[Batch] = set()
         self._batches_done = self._records_done = self._computed = 0
@@ -60,7 +85,7 @@ class _Work:
         self._records_total = sum(len(batch.prompt_ids) for batch in batches)
         self._start = time.perf_counter()
 
-    def run(self) -> None:
+    def run(self) -> dict[str, str]:
         try:
             open_batches = [batch for batch in self._batches if not self._settle(batch)]
             while open_batches:
@@ -69,9 +94,10 @@ class _Work:
                 open_batches = [batch for batch in open_batches if not self._settle(batch)]
         finally:
             if self._skipped and len(self._skipped) < self._records_total:
-                _log.warning(not_stored(self._skipped, self._records_total))
+                _log.warning(self._maker.not_stored(self._skipped, self._records_total))
         if self._skipped and len(self._skipped) == self._records_total:
-            raise AccVideoError(not_stored(self._skipped, self._records_total))
+            raise AccVideoError(self._maker.not_stored(self._skipped, self._records_total))
+        return self._skipped
 
     def _settle(self, batch: Batch) -> bool:
         """Do what is left to do of a batch; False when that is in another's hands."""
@@ -86,7 +112,7 @@ class _Work:
             return True
         try:
             step, stored = partial(self._step, batch), partial(self._stored, batch)
-            outcome = self._recorder.do(batch, step, stored)
+            outcome = self._maker.do(batch, step, stored)
         except _TakenOver:
             self._claims.release(batch)
             return False
@@ -126,7 +152,7 @@ class _Work:
         self._computed += len(batch.prompt_ids) if computed else 0
         last = self._batches_done == len(self._batches)
         if last:
-            self._recorder.flush()
+            self._maker.flush()
         if computed or last:
             self._report(0, self._computed)
 
@@ -139,4 +165,4 @@ class _Work:
             "seconds_per_record": elapsed / computed if computed else 0.0,
         }
         done, total = self._batches_done * self._steps + step, len(self._batches) * self._steps
-        self._monitor(Progress("record", done, total, metrics, self._preview))
+        self._monitor(Progress(self._maker.stage, done, total, metrics, self._preview))

@@ -113,8 +113,7 @@ def record_curves(trajectory: Trajectory) -> RecordCurves:
     Raises AccVideoError for one of fewer than two states.
     """
     x = trajectory.latents.float().flatten(1)
-    if len(x) < 2:
-        raise AccVideoError("a trajectory of one state has no way to look at; keep at least two")
+    _check_states(len(x))
     whole = x[0] - x[-1]  # x_1 - x_0
     speed, change, cosine, bend = [], [], [], 0.0
     span = trajectory.times[0] - trajectory.times[-1]
@@ -130,12 +129,24 @@ def record_curves(trajectory: Trajectory) -> RecordCurves:
 
 
 def predicted_clean(trajectory: Trajectory) -> Tensor:
-    """x_0 = x_t - t v that each step points at, [K - 1, C, T, H, W], with its average velocity."""
+    """x_0 = x_t - t v that each step points at, [K - 1, C, T, H, W], with its average velocity.
+
+    Raises AccVideoError for a trajectory of fewer than two states.
+    """
     x, times = trajectory.latents.float(), trajectory.times
+    _check_states(len(x))
     steps = enumerate(pairwise(times))
     return torch.stack(
         [predict_x0(x[k], (x[k + 1] - x[k]) / (t_next - t), t) for k, (t, t_next) in steps]
     )
+
+
+def _check_states(count: int) -> None:
+    if count < 2:
+        raise AccVideoError(
+            "a record of one state, as clips of ingested videos are, has no way from noise to data "
+            "to look at; choose a recorded trajectory"
+        )
 
 
 def dataset_stats(
@@ -185,7 +196,7 @@ def dataset_stats(
         skipped=_skipped(dataset, {header.id for header in headers}),
         clips=len(chosen),
         same_clip=_alike(chosen, finals),
-        bend=Spread.of(bends),
+        bend=Spread.of(bends) if bends else None,
         figures={name: Spread.of(values) for name, values in figures.items()},
     )
 
@@ -249,7 +260,8 @@ def _measure(
         trajectory = dataset.read(id)
         final = trajectory.latents[-1:].float()
         finals.append(torch.nn.functional.normalize(final.flatten()[compared], dim=0))
-        bends.append(record_curves(trajectory).bend)
+        if len(trajectory.times) > 1:
+            bends.append(record_curves(trajectory).bend)
         figures["latent motion"].append(_motion(final, 2))
         for name, value in (clip(id, final) if clip else {}).items():
             figures.setdefault(name, []).append(value)

@@ -264,7 +264,7 @@ class TrajectoryDataset:
         # Asked again at its turn: another recorder may be at the same.
         left = (prompt for prompt in new if not self.prompt_path(prompt.id).exists())
         for number, prompt in enumerate(encoded(left), start=1):
-            self._store_prompt(prompt, guidance)
+            self.store_prompt(prompt, guidance)
             if isinstance(new[0], LatePrompt):
                 monitor(Progress("encode", number, len(new)))
         # Without the lock two recorders could overwrite each other's addition.
@@ -275,7 +275,14 @@ class TrajectoryDataset:
 
     def add_negative(self, prompt: Prompt) -> None:
         """Store the negative prompt, which has no records of its own."""
-        self._store_prompt(prompt)
+        self.store_prompt(prompt)
+
+    def store_prompt(self, prompt: Prompt, guidance: float | None = None) -> None:
+        """Store one prompt's condition, and leave listing it to the caller."""
+        path = self.prompt_path(prompt.id)
+        if not path.exists():
+            tensors = prompt.condition.with_guidance(guidance).tensors()
+            write_safetensors(path, tensors, {"id": prompt.id, "text": prompt.text})
 
     def batches(self) -> list[tuple[str, ...]]:
         """Prompt ids in the groups that are recorded together.
@@ -324,12 +331,6 @@ class TrajectoryDataset:
     def prompt_path(self, prompt_id: str) -> Path:
         name = f"{safe_name(prompt_id, 'prompt')}.safetensors"
         return self.folder / "prompts" / prompt_id[:2] / name
-
-    def _store_prompt(self, prompt: Prompt, guidance: float | None = None) -> None:
-        path = self.prompt_path(prompt.id)
-        if not path.exists():
-            tensors = prompt.condition.with_guidance(guidance).tensors()
-            write_safetensors(path, tensors, {"id": prompt.id, "text": prompt.text})
 
     def _read(self, id: str) -> Trajectory:
         """One record, read in full and checked."""

@@ -190,8 +190,8 @@ def split(
 
 
 def for_validation(prompt_id: str, fraction: float, seed: int) -> bool:
-    """On which side of a split a prompt falls."""
-    digest = hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()
+    """On which side of a split a prompt falls; all clips of one video fall to the same."""
+    digest = hashlib.sha256(f"{seed}/{prompt_id.partition('-')[0]}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
