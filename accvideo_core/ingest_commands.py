@@ -32,7 +32,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="from the beginning of one clip to that of the next (a clip's length)",
     )
-    group.add_argument("--clips", type=int, metavar="N", help="most clips of a video (all that fit)")
+    group.add_argument(
+        "--clips", type=int, metavar="N", help="most clips of a video (all that fit)"
+    )
     group.add_argument(
         "--caption",
         metavar="TEXT",

@@ -133,8 +133,8 @@ def scan(path: Path) -> Scan:
         nominal, stated = _nominal(stream), stream.frames
         with readable(path):
             packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-            times = [_time(p.pts if p.pts is not None else p.dts, stream) for p in packets]
-    found = [t if t is not None else i / nominal for i, t in enumerate(times)]
+            shown = (p.pts if p.pts is not None else p.dts for p in packets)
+            found = [_time(container, stream, pts, i) for i, pts in enumerate(shown)]
     frames = timed_frames(path)
     first = next(frames, None)
     frames.close()
@@ -153,12 +153,11 @@ def timed_frames(path: Path) -> Generator[TimedFrame, None, None]:
     import av
 
     with opened_stream(path) as (container, stream):
-        nominal, last = _nominal(stream), None
-        ratio = float(stream.sample_aspect_ratio or 1)
+        last = None
+        ratio = _pixel_ratio(stream)
         try:
             for number, picture in enumerate(container.decode(stream)):
-                time = _time(picture.pts, stream)
-                time = number / nominal if time is None else time
+                time = _time(container, stream, picture.pts, number)
                 if last is not None and time < last - ROUNDING:
                     raise BrokenVideo(
                         f"{path} has frames whose times go backwards; convert it to MP4"
@@ -189,8 +188,17 @@ def _nominal(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _time(pts: int | None, stream: Any) -> float | None:
-    return None if pts is None else float(pts * stream.time_base)
+def _pixel_ratio(stream: Any) -> float:
+    """Width of a pixel over its height; 1 where that is not known or beyond belief."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if 0.25 <= ratio <= 4 else 1.0
+
+
+def _time(container: Any, stream: Any, pts: int | None, number: int) -> float:
+    """When frame `number` is shown. AVI knows one rate and no times but those of storing."""
+    if pts is None or container.format.name == "avi":
+        return number / _nominal(stream)
+    return float(pts * stream.time_base)
 
 
 def _is_cover(stream: Any) -> bool:

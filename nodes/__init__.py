@@ -8,6 +8,7 @@ from . import live, paths
 from .compare import AccVideoCompare
 from .dataset import AccVideoLoadDataset, AccVideoRecordTrajectories
 from .evaluate import AccVideoEvaluate
+from .ingest import AccVideoIngestVideos
 from .inspect import AccVideoInspectFeatures, AccVideoInspectTrajectory
 from .sample import AccVideoDecode, AccVideoSample, AccVideoSchedule
 from .speed import AccVideoSpeed
@@ -27,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoTinyPrompts,
     AccVideoEncodePrompts,
     AccVideoRecordTrajectories,
+    AccVideoIngestVideos,
     AccVideoLoadDataset,
     AccVideoInspectTrajectory,
     AccVideoInspectFeatures,

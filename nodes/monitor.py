@@ -83,7 +83,7 @@ def describe(progress: Progress, seconds: float, done: int) -> str:
     parts = [f"{progress.stage} {progress.step}/{progress.total}"]
     parts += [f"{name} {value:.4g}" for name, value in progress.metrics.items() if "loss" in name]
     skipped = progress.metrics.get("records_skipped", 0)
-    parts += [f"{skipped:.0f} left out (not finite)"] if skipped else []
+    parts += [f"{skipped:.0f} left out"] if skipped else []
     if done > 0:
         pace = seconds / done
         left = pace * max(0, progress.total - progress.step)

@@ -159,6 +159,12 @@ class Recipe:
         """The m + 1 falling key times on a dataset whose teacher used `grid`."""
         if self.key_times is not None:
             return self.key_times
+        if len(grid) == 2 and self.student_steps > 1:
+            raise AccVideoError(
+                "the dataset holds no states between noise and data, as one of videos, and "
+                f"{self.student_steps} student steps learn from a teacher's; record a dataset with "
+                "accvideo record, or choose a recipe for videos"
+            )
         return tuple(grid[i] for i in key_indices(len(grid) - 1, self.student_steps))
 
     def as_dict(self) -> dict[str, Any]:

@@ -110,9 +110,7 @@ def cut(
     raise BrokenVideo(f"{path} ends earlier than its file says; write it again")
 
 
-def _with_end(
-    frames: Iterator[TimedFrame], last_for: float
-) -> Iterator[tuple[TimedFrame, float]]:
+def _with_end(frames: Iterator[TimedFrame], last_for: float) -> Iterator[tuple[TimedFrame, float]]:
     """Every frame with the time at which it is gone; the last one stays `last_for` seconds."""
     shown = next(frames, None)
     for later in frames:

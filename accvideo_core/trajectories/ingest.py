@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Prompt
-from ..errors import AccVideoError
 from ..files import disk_errors, locked, remove_leftovers, write_bytes
 from ..monitor import Monitor, Progress, silent
 from ..video_reading import BrokenVideo
@@ -90,6 +89,7 @@ def ingest(
     notes = (*footage.notes, *_text_notes(teacher, footage))
     dataset = TrajectoryDataset.create(out, info)
     remove_leftovers(dataset.folder)
+    _remove_halves(dataset, footage.sources)
     batches = [Batch(0, source.prompt_ids) for source in footage.sources]
     monitor(Progress("ingest", 0, len(batches), notes=notes))
     try:
@@ -119,9 +119,7 @@ class Ingester:
         self._writer = Writer()
         self._asked: list[tuple[str, Tensor | None]] = []
         # One for all clips: it has the text encoders on their device while it is open.
-        self._encoded = teacher.encode_each(
-            self._inputs(), dataset.info.frames, dataset.info.guidance
-        )
+        self._encoded = self._encoder()
         self._last: Prompt | None = None
 
     @torch.no_grad()
@@ -192,10 +190,10 @@ class Ingester:
     ) -> None:
         self.close()
 
-    def _inputs(self) -> Iterator[tuple[str, Tensor | None]]:
-        """What `_prompt` puts there, for ever."""
-        while True:
-            yield self._asked.pop()
+    def _encoder(self) -> Generator[Prompt, None, None]:
+        """What `_prompt` puts into `_asked`, encoded."""
+        info, given = self.dataset.info, iter(self._asked.pop, None)
+        yield from self._teacher.encode_each(given, info.frames, info.guidance)
 
     def _prompt(self, source: Source, number: int, frames: Tensor) -> Prompt:
         """The prompt of a clip; of a family without images one text serves all clips in turn."""
@@ -249,6 +247,15 @@ def _text_notes(teacher: Teacher, footage: Footage) -> tuple[str, ...]:
     if without:
         notes = (*notes, f"{without} of {len(texts)} videos have no caption and get an empty one")
     return notes
+
+
+def _remove_halves(dataset: TrajectoryDataset, sources: Sequence[Source]) -> None:
+    """Remove records whose condition was damaged and taken away, so that both are made anew."""
+    for id in (id for source in sources for id in source.prompt_ids):
+        path = dataset.record_path(record_id(SEED, id, 0))
+        if path.exists() and not dataset.prompt_path(id).exists():
+            with disk_errors("remove", path):
+                path.unlink(missing_ok=True)
 
 
 def _list(dataset: TrajectoryDataset, sources: Sequence[Source]) -> None:

@@ -231,7 +231,7 @@ class TrajectoryDataset:
         return [self.prompt(id) for id in read_listing(self.folder).ids()]
 
     def add_prompt(self, prompt: Prompt) -> None:
-        """Add one prompt; the same as `add_prompts` with it alone."""
+        """`add_prompts` with one alone."""
         self.add_prompts([prompt])
 
     def add_prompts(
