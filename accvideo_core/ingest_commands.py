@@ -71,4 +71,5 @@ def ingest(args: Namespace) -> None:
         print(f"left out {one}", file=sys.stderr)
     print(f"{len(done.dataset)} clips are in {args.dataset}, of {done.videos} videos")
     if done.skipped:
-        print(f"{len(done.skipped)} were left out, see {args.dataset / SKIPPED_FILE}")
+        verb = "was" if len(done.skipped) == 1 else "were"
+        print(f"{len(done.skipped)} {verb} left out, see {args.dataset / SKIPPED_FILE}")

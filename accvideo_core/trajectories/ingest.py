@@ -294,7 +294,11 @@ def _skipped_facts(one: Skipped) -> dict[str, object]:
 
 
 def _write_lines(path: Path, facts: Sequence[Mapping[str, object]]) -> None:
-    write_bytes(path, "".join(f"{json.dumps(line)}\n" for line in facts).encode())
+    data = "".join(f"{json.dumps(line)}\n" for line in facts).encode()
+    with disk_errors("read", path):
+        same = path.exists() and path.read_bytes() == data
+    if not same:
+        write_bytes(path, data)
 
 
 def _read_lines(path: Path) -> list[dict[str, object]]:

@@ -5,7 +5,8 @@ What is taken away, recording makes again with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +120,23 @@ def _mend_listing(dataset: TrajectoryDataset) -> None:
                 strangers |= {id} - planned
         kept = (tuple(id for id in part if id not in strangers) for part in found.additions)
         additions = tuple(addition for addition in kept if addition)
+        if unlisted := _unlisted(dataset, texts):
+            texts |= unlisted
+            additions = (*additions, tuple(sorted(unlisted)))
         samples = found.samples or dataset.samples_recorded()
         mended = replace(found, additions=additions, texts=texts, samples=samples)
         write_listing(dataset.folder, mended)
+
+
+def _unlisted(dataset: TrajectoryDataset, listed: Mapping[str, str]) -> dict[str, str]:
+    """Text by id of whole prompts that records use and no list has, as a killed ingestion leaves.
+
+    None where records are computed in groups, which nothing tells again.
+    """
+    found: dict[str, str] = {}
+    for id in dataset.ids() if dataset.info.batch_size == 1 else ():
+        with contextlib.suppress(AccVideoError):  # damaged, which is another fault
+            prompt_id = dataset.header(id).prompt_id
+            if prompt_id not in listed:
+                found[prompt_id] = dataset.prompt(prompt_id).text
+    return found

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tests.faults import recorder, rot, tools
+from tests.faults import ingester, recorder, rot, tools
 
 
 def apart(task: Callable[[], str]) -> bool:
@@ -44,6 +44,9 @@ def main() -> None:
         ("without claims", lambda folder, _seed: recorder.expired(folder, 3), given.rounds),
         ("standing still", lambda folder, seed: recorder.hang(folder, seed), given.rounds),
         ("no room", lambda folder, _seed: recorder.limit(folder), 1),
+        ("ingesting killed", lambda f, seed: ingester.kill(f, given.times, seed), 1),
+        ("ingesting side by side", lambda f, seed: ingester.race(f, 2 + seed % 2), given.rounds),
+        ("ingesting without room", lambda f, _seed: ingester.limit(f), 1),
         ("rotten", lambda folder, seed: rot.rot(folder, seed), given.rounds),
     ]
     for job in tools.JOBS:
