@@ -11,6 +11,7 @@ from PIL import Image
 
 from accvideo_core.errors import AccVideoError
 from accvideo_core.images import fitted, read_image
+from tests.video_files import write_frames
 
 
 def test_images_keep_their_values_and_stand_upright(tmp_path: Path):
@@ -44,6 +45,31 @@ def test_sixteen_bits_of_grey_are_kept(tmp_path: Path):
     Image.fromarray(grey).save(path)
     expected = torch.from_numpy(grey.astype(np.float32) / 65535)
     assert torch.equal(read_image(path), expected[..., None].expand(-1, -1, 3))
+
+
+@pytest.mark.parametrize("clear", [False, True], ids=["opaque", "transparent"])
+def test_sixteen_bits_of_colour_become_eight_and_no_other(tmp_path: Path, clear: bool):
+    deep = np.zeros((1, 16, 20, 4 if clear else 3), dtype=np.uint16)
+    deep[..., 0], deep[..., 1], deep[..., 3:] = 65535, 300 * 257 // 3, 65535
+    deep[:, :8, :, 3:] = 0
+    kinds = ("rgba64be", "rgba64le") if clear else ("rgb48be", "rgb48le")
+    path = tmp_path / "a.png"
+    write_frames(path, deep, codec="png", pix_fmt=kinds[0], given=kinds[1])
+    found = read_image(path)
+    assert found.shape == (16, 20, 3)
+    expected = torch.from_numpy(deep[0, 8, 0, :3].astype(np.float32)) / 65535
+    assert torch.allclose(found[8:], expected.expand(8, 20, 3), atol=1 / 255)
+    assert found[:8].max() == (0 if clear else 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 2), (2000, 1500), (31, 33)], ids=str)
+def test_images_of_any_size_fit_any_video(tmp_path: Path, size: tuple[int, int]):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", size, (200, 100, 50, 255)).save(path)
+    for height, width in ((32, 48), (48, 32)):
+        found = fitted(read_image(path), height, width)
+        colour = torch.tensor([200, 100, 50]) / 255
+        assert torch.allclose(found, colour.expand(height, width, 3), atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK"])
