@@ -151,9 +151,9 @@ def _first(dataset: TrajectoryDataset, count: int | None) -> list[str]:
 
 
 def _stored_rows(dataset: TrajectoryDataset, times: Times) -> list[int]:
-    if dataset.info.cutting is not None and tuple(times) != dataset.info.times:
+    if dataset.info.times == (0.0,) and tuple(times) != (0.0,):
         raise AccVideoError(
-            f"dataset {dataset.folder.name!r} holds clips of videos at t = 0 alone, and this "
+            f"dataset {dataset.folder.name!r} holds clean clips alone, at t = 0, and this "
             "recipe learns from a teacher's states on the way there; record a dataset with "
             "accvideo record, or choose a recipe for videos"
         )

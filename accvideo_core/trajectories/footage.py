@@ -93,8 +93,8 @@ class Skipped:
 
     def __str__(self) -> str:
         """One line, whatever the file is called."""
-        which = f", clip{'s'[: len(self.clips) > 1]} {', '.join(map(str, self.clips))}"
-        return f"{_printable(self.name)}{which if self.clips else ''}: {_printable(self.reason)}"
+        which = f", clips {listed(self.clips)}" if self.clips else ""
+        return f"{_printable(self.name)}{which}: {_printable(self.reason)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ def ingest(
     remove_leftovers(dataset.folder)
     _remove_halves(dataset, footage.sources)
     batches = [Batch(0, source.prompt_ids) for source in footage.sources]
-    monitor(Progress("ingest", 0, len(batches), notes=notes))
+    clips = sum(source.clips for source in footage.sources)
+    monitor(Progress("ingest", 0, clips, notes=notes))
     try:
         lost = share(Ingester(teacher, dataset, footage.sources), batches, monitor)
     finally:
@@ -122,6 +123,10 @@ class Ingester:
         self._encoded = self._encoder()
         self._last: Prompt | None = None
 
+    def steps(self, batch: Batch) -> int:
+        """Clips of a video."""
+        return len(batch.prompt_ids)
+
     @torch.no_grad()
     def do(
         self,
@@ -131,8 +136,8 @@ class Ingester:
     ) -> Outcome:
         """Make those clips of one video that do not exist, and have them written.
 
-        Calls `report(0, preview)` after every clip, and `stored(outcome)`, in the writer's thread,
-        once they are on the disk. Raises AccVideoError for what went wrong while writing.
+        Calls `report(done, preview)` after every clip, and `stored(outcome)`, in the writer's
+        thread, once they are on the disk. Raises AccVideoError for what went wrong while writing.
         """
         self._writer.check()
         info, source = self.dataset.info, self._sources[batch.prompt_ids]
@@ -155,7 +160,7 @@ class Ingester:
                     written += 1
                 else:
                     skipped[id] = "its latents are not finite; load the VAE in float32"
-                report(0, partial(_same, latents.float()))
+                report(len(ids) - len(left), partial(_same, latents.float()))
         except BrokenVideo as error:
             reason = str(error).replace(f"{source.path} ", "it ")
             skipped |= dict.fromkeys(left.values(), reason)
@@ -165,7 +170,8 @@ class Ingester:
 
     def not_stored(self, skipped: Mapping[str, str], total: int) -> str:
         """One sentence on the clips that could not be made."""
-        first = _lost(list(self._sources.values()), dict([next(iter(skipped.items()))]))[0]
+        id, reason = next(iter(skipped.items()))
+        (first,) = _lost(list(self._sources.values()), {id: reason})
         return f"{len(skipped)} of {total} clips cannot be made; {first}"
 
     def flush(self) -> None:

@@ -243,6 +243,10 @@ class Recorder:
         self._asked = guided(model, negative, info.cfg, batched="in turn")
         self._writer = Writer()
 
+    def steps(self, _batch: Batch) -> int:
+        """Teacher steps of a batch."""
+        return len(self.dataset.info.time_grid) - 1
+
     @torch.no_grad()
     def do(
         self,

@@ -41,9 +41,11 @@ class Maker(AbstractContextManager[object], Protocol):
         """What its work is called to the monitor."""
         ...
 
-    def do(
-        self, batch: Batch, report: Report, stored: Callable[[Outcome], None]
-    ) -> Outcome: ...
+    def steps(self, batch: Batch) -> int:
+        """How many steps a batch takes, of which `do` reports each."""
+        ...
+
+    def do(self, batch: Batch, report: Report, stored: Callable[[Outcome], None]) -> Outcome: ...
 
     def flush(self) -> None: ...
 
@@ -76,11 +78,12 @@ class _Work:
         self._claims = claims
         self._batches = batches
         self._monitor = monitor
-        self._steps = len(maker.dataset.info.time_grid) - 1
+        self._steps_total = sum(map(maker.steps, batches))
         self._known = set(maker.dataset.ids())
         self._skipped: dict[str, str] = {}
         self._left_to_others: set[Batch] = set()
         self._batches_done = self._records_done = self._computed = 0
+        self._steps_done = 0
         self._preview: Preview | None = None
         self._records_total = sum(len(batch.prompt_ids) for batch in batches)
         self._start = time.perf_counter()
@@ -130,15 +133,16 @@ class _Work:
         return all(id in self._skipped for id in missing)
 
     def _step(self, batch: Batch, step: int, preview: Preview) -> None:
-        """Tell of a teacher step; the last one is told once its batch is done."""
+        """Tell of a step; the last one is told once its batch is done."""
         self._preview = preview
         self._claims.renew()
         # Left to the other once: where every claim runs out, somebody has to come to an end.
         if batch not in self._left_to_others and not self._claims.holds(batch):
             self._left_to_others.add(batch)
             raise _TakenOver
-        if step < self._steps:
-            self._report(step, self._computed + len(batch.prompt_ids) * step / self._steps)
+        steps = self._maker.steps(batch)
+        if step < steps:
+            self._report(step, self._computed + len(batch.prompt_ids) * step / steps)
 
     def _stored(self, batch: Batch, outcome: Outcome) -> None:
         """Give a batch back that is on the disk; others need not try what cannot be made."""
@@ -148,6 +152,7 @@ class _Work:
 
     def _finish(self, batch: Batch, computed: bool) -> None:
         self._batches_done += 1
+        self._steps_done += self._maker.steps(batch)
         self._records_done += len(batch.prompt_ids)
         self._computed += len(batch.prompt_ids) if computed else 0
         last = self._batches_done == len(self._batches)
@@ -164,5 +169,5 @@ class _Work:
             "records_skipped": len(self._skipped),
             "seconds_per_record": elapsed / computed if computed else 0.0,
         }
-        done, total = self._batches_done * self._steps + step, len(self._batches) * self._steps
-        self._monitor(Progress(self._maker.stage, done, total, metrics, self._preview))
+        done = self._steps_done + step
+        self._monitor(Progress(self._maker.stage, done, self._steps_total, metrics, self._preview))

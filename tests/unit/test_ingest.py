@@ -339,7 +339,7 @@ def test_the_monitor_hears_of_videos_clips_and_notes(tmp_path: Path) -> None:
     spec = replace(SPEC, caption="a clip")
     work(tmp_path / "in", tmp_path / "out", spec, heard.append)
     assert [(p.stage, p.step, p.total) for p in heard] == [
-        ("scan", 1, 1), ("ingest", 0, 1), ("ingest", 0, 1), ("ingest", 0, 1), ("ingest", 1, 1)
+        ("scan", 1, 1), ("ingest", 0, 2), ("ingest", 1, 2), ("ingest", 2, 2)
     ]  # fmt: skip
     assert "enlarged" in heard[1].notes[0]
     assert heard[-1].metrics["records_done"] == 2

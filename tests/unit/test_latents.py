@@ -25,6 +25,8 @@ def test_latent_frames_are_rounded_up_to_whole_tokens_and_cropped_again():
     x = torch.arange(22.0).reshape(1, 1, 22, 1, 1)
     assert spec.crop(x, 81).flatten().tolist() == list(range(1, 22))
     assert torch.equal(spec.crop(x, 85), x)
+    assert spec.fill(x[:, :, 1:], 81).flatten().tolist() == [1.0, *range(1, 22)]
+    assert torch.equal(spec.fill(x, 85), x) and torch.equal(HUNYUAN.fill(x, 85), x)
 
 
 def test_model_space_is_shifted_and_scaled_per_channel():

@@ -302,7 +302,7 @@ def test_a_folder_may_have_one_file_of_captions(
         "photos: left out 1 caption of no image that is there (gone.png)",
     )
     write(f"photos/{listing}", '{"text": "of what?"}')
-    with pytest.raises(AccVideoError, match=f"{listing} line 1 names no image"):
+    with pytest.raises(AccVideoError, match=f"{listing} line 1 names no file"):
         read_prompts(Path("photos"))
 
 

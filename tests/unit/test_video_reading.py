@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,8 @@ def test_animated_pictures_are_videos(tmp_path: Path) -> None:
 
 
 def test_anamorphic_pixels_become_square(tmp_path: Path) -> None:
-    path, kind = tmp_path / "a.mp4", {"codec": "libx264", "pix_fmt": "yuv420p"}
+    path = tmp_path / "a.mp4"
+    kind: dict[str, Any] = {"codec": "libx264", "pix_fmt": "yuv420p"}
     write_frames(path, grey_clip(3, 16, 20), ratio=Fraction(2), **kind)
     assert (scan(path).height, scan(path).width) == (16, 40)
     write_frames(path, grey_clip(3, 16, 20), ratio=Fraction(900), **kind)  # beyond belief
