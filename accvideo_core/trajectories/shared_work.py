@@ -41,7 +41,7 @@ class Maker(AbstractContextManager[object], Protocol):
         """What its work is called to the monitor."""
         ...
 
-    def steps(self, batch: Batch) -> int:
+    def steps(self, batch: Batch, /) -> int:
         """How many steps a batch takes, of which `do` reports each."""
         ...
 
