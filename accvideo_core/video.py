@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .errors import AccVideoError
 from .files import write_bytes
+from .video_reading import opened_stream, readable
 
 # Visually lossless; small clips are a few kilobytes all the same.
 _OPTIONS = {"crf": "12", "preset": "medium"}
@@ -58,23 +59,14 @@ def opened_video(path: Path) -> Iterator[tuple[Iterator[Tensor], float]]:
         AccVideoError: the file is missing or is not a video; or, once frames are asked for, it
             breaks off, has none, or changes its size.
     """
-    import av
-
-    if not Path(path).is_file():
-        raise AccVideoError(f"there is no video file {path}; check the path")
-    with _readable(path):
-        container = av.open(str(path))
-    with container:
-        if not container.streams.video:
-            raise AccVideoError(f"{path} has no video stream; give a video file")
-        stream = container.streams.video[0]
+    with opened_stream(Path(path)) as (container, stream):
         yield _decoded(path, container.decode(stream)), float(stream.average_rate or 0)
 
 
 def _decoded(path: Path, pictures: Iterable[Any]) -> Iterator[Tensor]:
     """The frames of a video that has some, all of one size."""
     size = None
-    with _readable(path):
+    with readable(path):
         for picture in pictures:
             frame = torch.from_numpy(picture.to_ndarray(format="rgb24"))
             if size not in (None, frame.shape):
@@ -83,16 +75,6 @@ def _decoded(path: Path, pictures: Iterable[Any]) -> Iterator[Tensor]:
             yield frame
     if size is None:
         raise AccVideoError(f"{path} is a video without frames; write it again")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    import av
-
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise AccVideoError(f"{path} is not a video that can be read ({error.strerror})") from error
 
 
 def side_by_side(clips: Sequence[Tensor], gap: int = 2) -> Tensor:

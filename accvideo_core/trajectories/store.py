@@ -279,8 +279,7 @@ class TrajectoryDataset:
 
     def store_prompt(self, prompt: Prompt, guidance: float | None = None) -> None:
         """Store one prompt's condition, and leave listing it to the caller."""
-        path = self.prompt_path(prompt.id)
-        if not path.exists():
+        if not (path := self.prompt_path(prompt.id)).exists():
             tensors = prompt.condition.with_guidance(guidance).tensors()
             write_safetensors(path, tensors, {"id": prompt.id, "text": prompt.text})
 
