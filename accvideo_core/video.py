@@ -33,10 +33,18 @@ def write_video(path: Path, frames: Tensor, fps: float, upscale: int = 1) -> Pat
         upscale: every pixel becomes `upscale` x `upscale` pixels. An odd height or width then gets
             its last row or column twice, because yuv420p needs even sizes.
     """
-    pixels = _pixels(frames, upscale)
-    if not fps > 0:
-        raise AccVideoError(f"fps is {fps}, but a video needs a positive number of frames a second")
-    write_bytes(Path(path), _encode(pixels, fps))
+    _check_fps(fps)
+    write_bytes(Path(path), _encode(_pixels(frames, upscale), fps))
+    return Path(path)
+
+
+def write_lossless(path: Path, frames: Tensor, fps: float) -> Path:
+    """Write a Matroska file (FFV1, RGB) whose pixels come back exactly, for data of few pixels.
+
+    Args and errors are those of `write_video`.
+    """
+    _check_fps(fps)
+    write_bytes(Path(path), _encode(_pixels(frames, 1), fps, "matroska", "ffv1", "bgr0", {}))
     return Path(path)
 
 
@@ -109,15 +117,27 @@ def _pixels(frames: Tensor, upscale: int) -> Tensor:
     return pixels
 
 
-def _encode(pixels: Tensor, fps: float) -> bytes:
+def _check_fps(fps: float) -> None:
+    if not fps > 0:
+        raise AccVideoError(f"fps is {fps}, but a video needs a positive number of frames a second")
+
+
+def _encode(
+    pixels: Tensor,
+    fps: float,
+    container_format: str = "mp4",
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] = _OPTIONS,
+) -> bytes:
     import av
 
     buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4") as container:
+    with av.open(buffer, mode="w", format=container_format) as container:
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options=_OPTIONS)
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = pixels.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         for picture in pixels:
             frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
             container.mux(stream.encode(frame))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from accvideo_core.errors import AccVideoError
-from accvideo_core.video import read_video, side_by_side, write_video
+from accvideo_core.video import read_video, side_by_side, write_lossless, write_video
 
 
 def clip(frames: int = 5, height: int = 16, width: int = 24) -> torch.Tensor:
@@ -27,6 +27,12 @@ def test_a_clip_comes_back_with_its_frames_rate_and_colours(tmp_path: Path):
     expected = clip().repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert (frames - expected).abs().mean() < 0.01
     assert (frames - expected).abs().quantile(0.99) < 0.08
+
+
+def test_a_lossless_clip_comes_back_exactly(tmp_path: Path):
+    noise = torch.randint(256, (5, 16, 24, 3), dtype=torch.uint8)
+    frames, fps = read_video(write_lossless(tmp_path / "clip.mkv", noise, fps=7))
+    assert fps == 7 and torch.equal((frames * 255).round().to(torch.uint8), noise)
 
 
 def test_nearest_upscaling_keeps_pixels_crisp(tmp_path: Path):
