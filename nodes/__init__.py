@@ -19,6 +19,7 @@ from .teacher import (
     AccVideoTeacherLora,
     AccVideoTinyPrompts,
 )
+from .tiny_world import AccVideoTinyVideos
 from .toy import AccVideoToyExperiment
 from .train import AccVideoAdversarialTune, AccVideoDistill
 
@@ -26,6 +27,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AccVideoLoadTeacher,
     AccVideoTeacherLora,
     AccVideoTinyPrompts,
+    AccVideoTinyVideos,
     AccVideoEncodePrompts,
     AccVideoRecordTrajectories,
     AccVideoIngestVideos,

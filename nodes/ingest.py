@@ -48,8 +48,9 @@ class AccVideoIngestVideos(io.ComfyNode):
         return complaint if complaint is not True else paths.complaint(paths.video_folder, folder)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, dataset: str, **_: object) -> str:
-        files = sorted(paths.video_folder(folder).rglob("*"))
+    def fingerprint_inputs(cls, dataset: str, folder: str | None = None, **_: object) -> str:
+        # A linked folder's name is not known yet, and its own node tells when it has changed.
+        files = [] if folder is None else sorted(paths.video_folder(folder).rglob("*"))
         return f"{paths.recorded_before(dataset)} {paths.fingerprint(*files)}"
 
     @classmethod

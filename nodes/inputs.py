@@ -18,9 +18,9 @@ def video_size(optional: bool = False, when: str = "") -> list[io.Input]:
             default=93,
             min=1,
             max=1025,
-            step=4,
             optional=optional,
-            tooltip=f"{when}Frames of a clip: 4k+1 (HunyuanVideo 93 or 129, Wan 81).",
+            tooltip=f"{when}Frames of a clip: HunyuanVideo 93 or 129 and Wan 81, of the form 4k+1; "
+            "Stable Video Diffusion 14 or 25.",
         ),
     ]
 

@@ -144,6 +144,11 @@ def video_folder(name: str) -> Path:
     )
 
 
+def input_folder(name: str) -> Path:
+    """A folder in ComfyUI's input folder, there or not."""
+    return child(Path(folder_paths.get_input_directory()), name, "folder")
+
+
 def _model_file(name: str) -> Path:
     roots = map(Path, folder_paths.get_folder_paths(NETWORKS))
     return next(root / name for root in roots if (root / name).is_file())
