@@ -87,6 +87,8 @@ class Family:
     """Official classifier-free guidance, or None for a family that is not sampled with any."""
     negative_prompt: str = ""
     """Official negative prompt that goes with `cfg`."""
+    guides_image: bool = False
+    """Whether guidance leads towards the image, so that the negative has zeros for one."""
     to_sigma: Callable[[float], float] = _same
     """Time -> the sigma that ComfyUI's samplers call it; the same number for a flow model."""
     from_sigma: Callable[[float], float] = _same
@@ -101,6 +103,9 @@ class Family:
     """(module, x_t [B,C,T,H,W], t [B] float32, filled cond) -> v [B,C,T,H,W]."""
     blocks: Callable[[nn.Module], list[nn.Module]]
     """The network's blocks in order."""
+    body: Callable[[nn.Module], list[nn.Module]] | None = None
+    """All that holds attention and most weights; None where that is `blocks`. A UNet has features
+    of its encoder alone."""
     tail: Callable[[nn.Module], nn.Module]
     """The module that runs right after the last block."""
     tokens: Callable[[nn.Module, Any, tuple[int, ...]], Tensor]
@@ -133,6 +138,19 @@ class Family:
     rest off. None where there is no such limit."""
     from_native: Callable[[Tensor, Mapping[str, Any], LatentSpec], Condition]
     """One entry of ComfyUI's CONDITIONING (tensor [1,L,D] and its dictionary) -> Condition."""
+
+    def cfg_of(self, scale: float | None) -> Cfg | None:
+        """The family's own guidance; with `scale` for the last frame, or for all, that of `scale`.
+
+        Scale 1 is none.
+        """
+        if scale is None or self.cfg is None:
+            return self.cfg if scale is None else Cfg(scale)
+        return Cfg(scale, first=None if self.cfg.first is None else min(self.cfg.first, scale))
+
+    def body_of(self, network: nn.Module) -> list[nn.Module]:
+        """The modules of a network that hold its attention and most of its weights, in order."""
+        return (self.body or self.blocks)(network)
 
     def time_grid(
         self,
