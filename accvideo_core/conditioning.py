@@ -20,6 +20,29 @@ from .errors import AccVideoError
 
 
 @dataclass(frozen=True, slots=True)
+class Micro:
+    """What Stable Video Diffusion is told about the video in numbers."""
+
+    fps: float = 7.0
+    """Frames per second that its motion is meant for."""
+    motion_bucket: float = 127.0
+    """How much motion there is, 1 to 255 or so."""
+    augmentation: float = 0.02
+    """Deviation of the noise that is put on the image, of pixels in [-1, 1]: more of it lets the
+    video leave the image further."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("fps", 1.0), ("motion_bucket", 0.0), ("augmentation", 0.0)):
+            if not getattr(self, name) >= least:
+                raise AccVideoError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def tensor(self, count: int = 1) -> Tensor:
+        """[count, 3] float32, as the network takes them: it was trained with fps less 1."""
+        told = (self.fps - 1, self.motion_bucket, self.augmentation)
+        return torch.tensor([told], dtype=torch.float32).repeat(count, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """Text and image conditioning of B samples.
 

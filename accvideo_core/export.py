@@ -212,7 +212,7 @@ def _write_full(job: _Job, expert: str, network: nn.Module) -> tuple[Path, float
     tensors = native_weights(weights, table)
     scaled = Fp8Scaled()
     if fp8:
-        matrices = block_matrices(network, job.student.model.family.blocks(network), weights)
+        matrices = block_matrices(network, job.student.model.family.body_of(network), weights)
         layers = {table.whole(name.removesuffix(".weight")) for name in matrices}
         tensors = scaled.quantise(tensors, sorted(f"{layer}.weight" for layer in layers))
     path = pair_of(job.path).get(expert, job.path)

@@ -247,7 +247,7 @@ def decided(blocks: Sequence[nn.Module]) -> Hashable:
 def _attention_modules(model: VideoModel, network: nn.Module) -> dict[Any, type[Processor]]:
     """The attention modules of the network's blocks, and what is to compute them."""
     found: dict[Any, type[Processor]] = {}
-    for block in model.family.blocks(network):
+    for block in model.family.body_of(network):
         for module in block.modules():
             current = getattr(module, "processor", None)
             if isinstance(current, Processor):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditioning import Condition, Prompt
+from ..conditioning import Condition, Micro, Prompt
 from ..errors import AccVideoError
 from .building import Network
 from .checkpoint import open_checkpoint
@@ -56,6 +56,8 @@ class Teacher:
     """Where text encoders and VAE compute; None is where the network is."""
     vae_dtype: torch.dtype = torch.float32
     """Number format that the VAE is loaded in."""
+    micro: Micro = Micro()
+    """What a family that takes it is told beside an image."""
     text_cache: Path | None = None
     """Folder where encoded prompts are kept, and looked for before they are encoded."""
     _text: Any = field(default=None, repr=False)
@@ -102,7 +104,8 @@ class Teacher:
                     if cache is None:
                         condition = encode(text, image)
                     else:
-                        key = cache.key(text, image, frames)
+                        told = f" {self.micro}" if family.with_micro else ""
+                        key = cache.key(text + told, image, frames)
                         condition = cache.get(key, partial(encode, text, image))
                     prompt = Prompt.of(text, condition.with_guidance(scale))
                 yield prompt
@@ -156,8 +159,11 @@ class Teacher:
         family, device = self.model.family, self.compute_device
         if image is None:
             return family.encode(pipeline, [text], device)
-        assert family.encode_image is not None
-        return family.encode_image(pipeline, self.vae, text, image, frames, device)
+        encode = family.encode_image
+        if family.with_micro is not None:
+            encode = family.with_micro(self.micro)
+        assert encode is not None
+        return encode(pipeline, self.vae, text, image, frames, device)
 
     def _check_image(self, image: Tensor, frames: int) -> None:
         if image.dim() != 3 or image.shape[-1] != 3:
@@ -174,7 +180,7 @@ class Teacher:
         which are large, are not loaded for it.
         """
         if self._text is not None:
-            return self._text.tokenizer
+            return getattr(self._text, "tokenizer", None)
         if not self.has_text_encoders:
             return None
         return load_tokenizer(self.folder, self.model.family.pipeline_class)

@@ -21,7 +21,7 @@ from .checkpoint import open_checkpoint
 from .video_model import Family
 
 INDEX = "model_index.json"
-NETWORKS = ("transformer", "transformer_2")
+NETWORKS = ("transformer", "transformer_2", "unet")
 """Folders of a pipeline's networks; of two, the first answers while there is much noise."""
 _T = TypeVar("_T")
 
@@ -30,11 +30,12 @@ def is_pipeline(path: Path) -> bool:
     """Whether `path` is a pipeline folder, whole or not; AccVideoError when its index is gone."""
     if (path / INDEX).is_file():
         return True
-    if (path / NETWORKS[0]).is_dir():
-        raise AccVideoError(
-            f"{str(path)!r} has no {INDEX}, so it is no complete diffusers pipeline folder; "
-            f"download the model again, or choose its folder {NETWORKS[0]!r}"
-        )
+    for name in NETWORKS:
+        if (path / name).is_dir():
+            raise AccVideoError(
+                f"{str(path)!r} has no {INDEX}, so it is no complete diffusers pipeline folder; "
+                f"download the model again, or choose its folder {name!r}"
+            )
     return False
 
 
@@ -45,7 +46,7 @@ def open_networks(folder: Path) -> tuple[Family, list[Network]]:
     missing = [name for name in parts if not (folder / name).is_dir()]
     configs = [read_json(folder / name / "config.json") for name in names if name not in missing]
     family = family_of(
-        parts.get(NETWORKS[0], "none"),
+        parts[names[0]] if names else "none",
         configs[0] if configs else {},
         str(read_json(folder / INDEX).get("_class_name")),
         experts=max(1, len(names)),
@@ -85,9 +86,12 @@ def load_text_pipeline(folder: Path, pipeline_class: str, dtype: torch.dtype) ->
     return pipeline
 
 
-def load_tokenizer(folder: Path, pipeline_class: str) -> Any:
-    """The tokenizer of the folder's text encoder, without the encoder."""
-    without = [name for name in components(folder) if name != "tokenizer"]
+def load_tokenizer(folder: Path, pipeline_class: str) -> Any | None:
+    """The tokenizer of the folder's text encoder, without the encoder; None without either."""
+    parts = components(folder)
+    if "tokenizer" not in parts:
+        return None
+    without = [name for name in parts if name != "tokenizer"]
     return _pipeline(folder, pipeline_class, without).tokenizer
 
 

@@ -14,18 +14,23 @@ Shapes: B batch, C channels, T frames, H, W latent size; D width of CLIP's image
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import Condition
+from ..conditioning import Condition, Micro
 from ..errors import AccVideoError
 from ..flow import Times, expand_time, flow_from_vp_v, vp_levels
 from ..guidance import Cfg
-from ..latents import LatentSpec
+from ..latents import LatentSpec, seeded_noise
 from .video_model import Family
+
+if TYPE_CHECKING:
+    from .vae import VideoVAE
+    from .video_model import ImageEncoder
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
 SCALING = 0.18215
@@ -145,6 +150,33 @@ def _encode(pipeline: Any, texts: Sequence[str], device: torch.device) -> Condit
     return Condition(text=torch.zeros(len(texts), 1, width, device=device))
 
 
+def _image_encoder(micro: Micro) -> ImageEncoder:
+    """CLIP's embedding of the image, and its latents, not scaled, under the noise of `micro`.
+
+    The noise follows from the image alone, so that a prompt is the same whenever it is encoded.
+    """
+
+    def encode(
+        pipeline: Any, vae: VideoVAE, _text: str, image: Tensor, _frames: int, device: torch.device
+    ) -> Condition:
+        from PIL import Image
+
+        image = image.detach().cpu().float().clamp(0, 1)
+        pixels = (image * 255).round().to(torch.uint8).numpy()
+        # diffusers blurs before it resizes to CLIP's 224 pixels, which no public method does.
+        embedding = pipeline._encode_image(Image.fromarray(pixels), device, 1, False)
+        noise = seeded_noise(tuple(image.shape), "svd", hashlib.sha256(pixels).hexdigest())
+        # Of pixels in [-1, 1], which are twice as far apart.
+        latents = vae.encode((image + micro.augmentation / 2 * noise)[None, None])
+        return Condition(
+            text=embedding.float(),
+            image=vae.spec.from_model(latents).to(device),
+            micro=micro.tensor().to(device),
+        )
+
+    return encode
+
+
 def _from_native(text: Tensor, extra: Mapping[str, Any], spec: LatentSpec) -> Condition:
     """CONDITIONING of SVD_img2vid_Conditioning -> float32 Condition on the CPU.
 
@@ -157,12 +189,15 @@ def _from_native(text: Tensor, extra: Mapping[str, Any], spec: LatentSpec) -> Co
             "SVD_img2vid_Conditioning with an init_image"
         )
     image = spec.check(latents[:1, :, None].cpu().float(), "the image's latents")
-    told = (extra.get("fps", 6) - 1, extra.get("motion_bucket_id", 127))
-    micro = torch.tensor([[*told, extra.get("augmentation_level", 0)]], dtype=torch.float32)
+    micro = Micro(
+        fps=extra.get("fps", 6),
+        motion_bucket=extra.get("motion_bucket_id", 127),
+        augmentation=extra.get("augmentation_level", 0.0),
+    )
     return Condition(
         text=text.cpu().float(),
         image=image.expand(len(text), -1, -1, -1, -1),
-        micro=micro.expand(len(text), -1),
+        micro=micro.tensor(len(text)),
     )
 
 
@@ -192,5 +227,7 @@ SVD = Family(
         *("ff_in.net.0.proj", "ff_in.net.2"),
     ),
     encode=_encode,
+    encode_image=_image_encoder(Micro()),
+    with_micro=_image_encoder,
     from_native=_from_native,
 )

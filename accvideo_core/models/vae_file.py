@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import AccVideoError
 from .building import empty
 from .checkpoint import Checkpoint, open_checkpoint
+from .frame_vae import BY_FRAMES
 from .pipeline_folder import load_component, read_json, refuse_missing
 
 _WAN = ("decoder.head.0.gamma", "conv2.weight")
@@ -37,10 +38,12 @@ def vae_config(path: Path) -> Mapping[str, Any]:
 def load_vae(
     path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """The frozen VAE at `path`."""
+    """The frozen VAE at `path`; in float32 where its activations are too large for float16."""
     folder = _folder(path)
     if folder is not None:
-        return load_component(folder, device, dtype)
+        name = read_json(folder / "config.json").get("_class_name")
+        overflows = name in BY_FRAMES and dtype == torch.float16
+        return load_component(folder, device, torch.float32 if overflows else dtype)
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import Condition
+from ..conditioning import Condition, Micro
 from ..errors import AccVideoError
 from ..flow import Times, Velocity, time_grid
 from ..guidance import Cfg
@@ -31,6 +31,8 @@ from .steady import steady
 if TYPE_CHECKING:
     from .keys.table import KeyTable
     from .vae import VideoVAE
+
+    ImageEncoder = Callable[[Any, VideoVAE, str, Tensor, int, torch.device], Condition]
 
 LOW_RESOLUTION = 480 * 832
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -130,9 +132,11 @@ class Family:
     # What it is conditioned on
     encode: Callable[[Any, Sequence[str], torch.device], Condition]
     """(diffusers pipeline without network and VAE, prompts, device) -> Condition."""
-    encode_image: Callable[[Any, VideoVAE, str, Tensor, int, torch.device], Condition] | None = None
+    encode_image: ImageEncoder | None = None
     """(pipeline, VAE, prompt, image [H,W,3] in [0,1] of the video's size, frames, device) ->
     Condition of one sample; None for a text-to-video family."""
+    with_micro: Callable[[Micro], ImageEncoder] | None = None
+    """`encode_image` of other numbers beside the image; None for a family that takes none."""
     text_tokens: int | None = None
     """Tokens of a prompt that the text encoder reads, the special ones among them; it cuts the
     rest off. None where there is no such limit."""

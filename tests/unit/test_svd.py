@@ -166,7 +166,7 @@ def test_scale_of_the_last_frame_is_what_a_user_chooses():
 
 def test_features_are_the_encoders_blocks_and_nothing_later_runs():
     model, x, cond = tiny.video_model(), tiny.latents(), tiny.condition()
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[Any, Tensor] = {}
     ran: list[str] = []
     for i, block in enumerate(model.family.blocks(model.module)):
         block.register_forward_hook(lambda _m, _a, out, i=i: outputs.update({i: out[0]}))
