@@ -26,6 +26,7 @@ from ..errors import AccVideoError
 from ..flow import Times, expand_time, flow_from_vp_v, vp_levels
 from ..guidance import Cfg
 from ..latents import LatentSpec, seeded_noise
+from .keys.svd import key_table
 from .video_model import Family
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def _forward(module: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
     x = (expand_time(alpha + s, x_t) * x_t).to(x_t.dtype)
     x = torch.cat([x, image.expand(-1, -1, x_t.shape[2], -1, -1)], dim=1)
     v = module(
-        x.transpose(1, 2),
-        noise_level(t),
+        sample=x.transpose(1, 2),
+        timestep=noise_level(t),
         encoder_hidden_states=cond.text,
         added_time_ids=micro,
         return_dict=False,
@@ -219,6 +220,7 @@ SVD = Family(
     latent_spec=_latent_spec,
     forward=_forward,
     blocks=_blocks,
+    joint=False,
     body=_body,
     tail=_tail,
     tokens=_tokens,
@@ -226,6 +228,7 @@ SVD = Family(
         *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
         *("ff_in.net.0.proj", "ff_in.net.2"),
     ),
+    key_table=key_table,
     encode=_encode,
     encode_image=_image_encoder(Micro()),
     with_micro=_image_encoder,

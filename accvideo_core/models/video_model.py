@@ -105,6 +105,8 @@ class Family:
     """(module, x_t [B,C,T,H,W], t [B] float32, filled cond) -> v [B,C,T,H,W]."""
     blocks: Callable[[nn.Module], list[nn.Module]]
     """The network's blocks in order."""
+    joint: bool = True
+    """Whether frames attend to each other; in a UNet places do, and apart from that frames."""
     body: Callable[[nn.Module], list[nn.Module]] | None = None
     """All that holds attention and most weights; None where that is `blocks`. A UNet has features
     of its encoder alone."""
@@ -218,6 +220,11 @@ class VideoModel:
     def num_blocks(self) -> int:
         """Blocks of the network, of one expert where there are two."""
         return len(self.family.blocks(self.expert(1.0)))
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the network that can be swapped: its blocks, those of a UNet's decoder too."""
+        return len(self.family.body_of(self.expert(1.0)))
 
     def expert(self, t: float) -> nn.Module:
         """The network that answers at time t."""

@@ -97,7 +97,8 @@ class Official:
         self.latents = output.frames.transpose(1, 2)
 
     def _note(self, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict) -> None:
-        self.asked.append({"sample": args[0], "timestep": args[1], **kwargs})
+        names = ("sample", "timestep")
+        self.asked.append({**dict(zip(names, args, strict=False)), **kwargs})
 
     @property
     def condition(self) -> Condition:
@@ -128,11 +129,13 @@ def test_from_its_state_the_official_pipeline_is_repeated(steps: int, cfg: Cfg):
 def test_from_t_1_the_first_question_is_the_official_one_and_the_rest_close():
     official = Official(10, Cfg(1.0))
     model, seen = tiny.video_model(), []
-    model.module.register_forward_pre_hook(lambda _m, args: seen.append(args))
+    model.module.register_forward_pre_hook(
+        lambda _m, _args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
     ours = sample(model, official.condition, NOISE, SVD.time_grid(10))
     first = official.asked[0]
-    assert torch.allclose(seen[0][0], first["sample"], atol=1e-6)
-    assert torch.allclose(seen[0][1], first["timestep"], atol=1e-6)
+    assert torch.allclose(seen[0]["sample"], first["sample"], atol=1e-6)
+    assert torch.allclose(seen[0]["timestep"], first["timestep"], atol=1e-6)
     far = (ours - official.latents).norm() / official.latents.norm()
     assert 1e-5 < far < 0.02  # 1/700 of data that pure noise has not
 

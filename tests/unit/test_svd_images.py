@@ -1,4 +1,4 @@
-"""Stable Video Diffusion's folder: its image as a condition, its VAE, and every step around them."""
+"""Stable Video Diffusion's folder: its image as a condition, and its VAE."""
 
 from __future__ import annotations
 
