@@ -78,7 +78,7 @@ def pair_of(path: Path) -> dict[str, Path]:
 def _parts(path: Path) -> dict[str, list[Path]]:
     """Expert's name ("" for everything) -> the files that hold it."""
     if path.is_dir():
-        names = {"": "transformer"}
+        names = {"": "unet" if (path / "unet").is_dir() else "transformer"}
         if (path / "transformer_2").is_dir():
             names = {"high": "transformer", "low": "transformer_2"}
         found = {e: sorted((path / name).glob("*.safetensors")) for e, name in names.items()}

@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from accvideo_core.conditioning import Condition
 from accvideo_core.latents import LatentSpec
 from accvideo_core.models import FAMILIES, VideoModel
+from accvideo_core.models.svd_checkpoint import SCHEDULER
 from tests.tiny import randomise
 
 EMBEDDING, CHANNELS, WIDTHS = 24, 4, (32, 32, 32, 64)
@@ -61,21 +62,7 @@ def latents(batch: int = 2, seed: int = 2) -> torch.Tensor:
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """As both releases configure it."""
-    return EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        interpolation_type="linear",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
-        sigma_max=700.0,
-        sigma_min=0.002,
-        steps_offset=1,
-        timestep_spacing="leading",
-        timestep_type="continuous",
-        use_karras_sigmas=True,
-    )
+    return EulerDiscreteScheduler.from_config(SCHEDULER)
 
 
 def vae(seed: int = 0) -> AutoencoderKLTemporalDecoder:
@@ -96,7 +83,7 @@ def image_encoder(seed: int = 0) -> CLIPVisionModelWithProjection:
         intermediate_size=32,
         projection_dim=EMBEDDING,
         num_hidden_layers=1,
-        num_attention_heads=2,
+        num_attention_heads=1,
         image_size=224,
         patch_size=56,
         hidden_act="gelu",

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from ..errors import AccVideoError
-from . import family_of
 from .building import Network
 from .checkpoint import open_checkpoint
 from .video_model import Family
@@ -41,6 +40,8 @@ def is_pipeline(path: Path) -> bool:
 
 def open_networks(folder: Path) -> tuple[Family, list[Network]]:
     """The family of a folder that has every part its index names, and its networks, not loaded."""
+    from . import family_of  # which knows families that read such folders
+
     parts = components(folder)
     names = [name for name in NETWORKS if name in parts]
     missing = [name for name in parts if not (folder / name).is_dir()]
@@ -71,7 +72,11 @@ def components(folder: Path) -> dict[str, str]:
 
 
 def encoder_parts(folder: Path) -> list[Path]:
-    """Folders of the text and image encoders and of their tokenizers and processors."""
+    """Folders of the text and image encoders and of their tokenizers and processors; or the file
+    that holds everything.
+    """
+    if folder.is_file():
+        return [folder]
     others = (*NETWORKS, "vae", "scheduler")
     return [folder / name for name in components(folder) if name not in others]
 

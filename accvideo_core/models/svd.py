@@ -27,6 +27,7 @@ from ..flow import Times, expand_time, flow_from_vp_v, vp_levels
 from ..guidance import Cfg
 from ..latents import LatentSpec, seeded_noise
 from .keys.svd import key_table
+from .svd_checkpoint import WHOLE
 from .video_model import Family
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ SVD = Family(
         *("ff_in.net.0.proj", "ff_in.net.2"),
     ),
     key_table=key_table,
+    folder="unet",
+    whole_file=WHOLE,
     encode=_encode,
     encode_image=_image_encoder(Micro()),
     with_micro=_image_encoder,

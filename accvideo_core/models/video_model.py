@@ -27,6 +27,7 @@ from .context_parallel import SequencePlan
 from .experts import Experts
 from .quantised import packed_weights
 from .steady import steady
+from .whole_file import WholeFile
 
 if TYPE_CHECKING:
     from .keys.table import KeyTable
@@ -128,6 +129,10 @@ class Family:
     """Names (suffixes) of the linear layers that adapters go on."""
     key_table: Callable[[Mapping[str, Any]], KeyTable] = _nothing
     """(transformer config) -> names between diffusers and the official release."""
+    folder: str = "transformer"
+    """Folder of the network in a diffusers pipeline; of the first of two."""
+    whole_file: WholeFile | None = None
+    """How the network lies in a file together with VAE and encoders; None where nobody does so."""
     sequence: SequencePlan | None = None
     """How several processes divide a sample's tokens; None where they cannot."""
 

@@ -12,14 +12,16 @@ from accvideo_core.models.detect import detect
 from accvideo_core.models.keys.svd import key_table
 from tests import tiny_svd as tiny
 
+DOWN, UP = "DownBlockSpatioTemporal", "UpBlockSpatioTemporal"
+ATTENDS = "CrossAttn{}BlockSpatioTemporal"
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "two layers": {"layers_per_block": 2, "block_out_channels": (32, 64, 64, 96)},
     "three levels, one without attention": {
         "block_out_channels": (32, 32, 64),
         "num_attention_heads": 2,
-        "down_block_types": ("DownBlockSpatioTemporal",) + ("CrossAttnDownBlockSpatioTemporal",) * 2,
-        "up_block_types": ("CrossAttnUpBlockSpatioTemporal",) * 2 + ("UpBlockSpatioTemporal",),
+        "down_block_types": (DOWN, ATTENDS.format("Down"), ATTENDS.format("Down")),
+        "up_block_types": (ATTENDS.format("Up"), ATTENDS.format("Up"), UP),
     },
 }
 
