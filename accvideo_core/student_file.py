@@ -153,7 +153,8 @@ def _weights(
            if name.startswith(prefix)}  # fmt: skip
     given = {name.removeprefix(prefix): x for name, x in tensors.items()}
     if not given.keys() <= network.state_dict().keys():
-        given = _from_native(path, given, table_of(student.model, network))
+        native = {name: given[key] for key, name in canonical(given).items()}
+        given = _from_native(path, native, table_of(student.model, network))
         # What native names have no place for is read by no network.
         read = canonical(own)
         given |= {name: p for name, p in own.items() if name not in read}

@@ -21,6 +21,7 @@ from accvideo_core.models.svd_checkpoint import SCHEDULER
 from tests.tiny import randomise
 
 EMBEDDING, CHANNELS, WIDTHS = 24, 4, (32, 32, 32, 64)
+HEADS = (2, 2, 2, 4)
 SPEC = LatentSpec(CHANNELS, stride_t=1, stride_hw=8, scale=(0.18215,))
 
 
@@ -34,7 +35,7 @@ def network(seed: int = 0) -> UNetSpatioTemporalConditionModel:
         projection_class_embeddings_input_dim=48,
         layers_per_block=1,
         cross_attention_dim=EMBEDDING,
-        num_attention_heads=(2, 2, 2, 4),
+        num_attention_heads=HEADS,
         num_frames=3,
     )
     randomise(module, seed)

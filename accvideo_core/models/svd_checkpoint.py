@@ -6,7 +6,7 @@ the image encoder has transformers' names, and the encoder of the image conditio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     # Other tensors of the conditioner's copy (its decoder) are read by nothing.
     known = {n: x for n, x in native.items() if _is_encoder(n) or n.startswith("decoder.")}
     state = parts.vae_from_native(known, table)
-    return _filled(AutoencoderKLTemporalDecoder.from_config(config), state, checkpoint.path, dtype)
+    make = partial(AutoencoderKLTemporalDecoder.from_config, config)
+    return _filled(make, state, checkpoint.path, dtype)
 
 
 def load_image_encoder(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
@@ -69,8 +70,8 @@ def load_image_encoder(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     config = parts.vision_config({name: tuple(x.shape) for name, x in state.items()})
     if not any(name.startswith(_TRANSFORMERS) for name in state):
         state = parts.vision_from_native(state, parts.vision_table(config))
-    module = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
-    return _filled(module, state, checkpoint.path, dtype)
+    make = partial(CLIPVisionModelWithProjection, CLIPVisionConfig(**config))
+    return _filled(make, state, checkpoint.path, dtype)
 
 
 def load_pipeline(path: Path, dtype: torch.dtype, vae: nn.Module | None = None) -> Any:
@@ -170,11 +171,16 @@ def _read(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 
 def _filled(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype
+    make: Callable[[], nn.Module], state: Mapping[str, Tensor], path: Path, dtype: torch.dtype
 ) -> nn.Module:
-    found = module.load_state_dict(state, strict=False)
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = make()
+    wanted = {name: x.to(dtype) for name, x in state.items()}
+    found = module.load_state_dict(wanted, strict=False, assign=True)
     refuse_missing(path, [name for name in found.missing_keys if "position_ids" not in name])
-    return module.to(dtype).eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)
 
 
 WHOLE = WholeFile(
