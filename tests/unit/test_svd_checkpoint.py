@@ -96,9 +96,7 @@ def test_a_file_that_comfyui_saved_is_read(folder: Path, checkpoint: Path, tmp_p
     # Transformers' names for the image encoder, and no encoder beside the conditioner.
     encoder = tiny_svd.image_encoder(1)
     tensors = {
-        name: x
-        for name, x in load_file(checkpoint).items()
-        if not name.startswith("conditioner.")
+        name: x for name, x in load_file(checkpoint).items() if not name.startswith("conditioner.")
     }
     tensors |= {svd_checkpoint.VISION + name: x for name, x in encoder.state_dict().items()}
     write_safetensors(tmp_path / "saved.safetensors", tensors, HEADER)
@@ -114,15 +112,18 @@ def test_a_network_alone_has_no_encoders(checkpoint: Path, tmp_path: Path):
         teacher.encode_image("", image(), 3)
 
 
-@pytest.mark.parametrize("source", ["file", "folder"])
-def test_a_full_export_is_a_whole_file_again(
-    source: str, folder: Path, checkpoint: Path, tmp_path: Path
-):
-    given = folder if source == "folder" else checkpoint
-    teacher = load_teacher(given)
+def test_what_stands_beside_the_network_is_copied_from_a_file_as_it_is(checkpoint: Path):
+    held = load_file(checkpoint)
+    others = svd_checkpoint.others(checkpoint)
+    assert others.keys() == {name for name in held if not name.startswith("model.")}
+    assert all(torch.equal(x.make(), held[name]) for name, x in others.items())
+
+
+def test_a_full_export_is_a_whole_file_again(folder: Path, checkpoint: Path, tmp_path: Path):
+    teacher = load_teacher(folder)
     student = trained(teacher.model, LoraSpec(rank=3))
     path = tmp_path / "fast.safetensors"
-    export_student(student, path, what="full", dtype="fp32", pipeline=given)
+    export_student(student, path, what="full", dtype="fp32", pipeline=folder)
     assert load_file(path).keys() == load_file(checkpoint).keys()
     again = load_teacher(path)
     x, cond = tiny_svd.latents(), tiny_svd.condition()
@@ -134,21 +135,17 @@ def test_a_full_export_is_a_whole_file_again(
     torch.testing.assert_close(loaded.velocity(x, 0.5, cond), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["file", "folder"])
-def test_a_folder_is_complete_from_either_source(
-    source: str, folder: Path, checkpoint: Path, tmp_path: Path
-):
+def test_a_file_becomes_a_complete_folder(checkpoint: Path, tmp_path: Path):
     from diffusers import StableVideoDiffusionPipeline
 
-    given = folder if source == "folder" else checkpoint
-    teacher = load_teacher(given)
+    teacher = load_teacher(checkpoint)
     student = trained(teacher.model, LoraSpec(rank=3))
-    export_student(
-        student, tmp_path / "fast", layout="diffusers", what="full", dtype="fp32", pipeline=given
-    )
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "fast")
+    out = tmp_path / "fast"
+    full = {"layout": "diffusers", "what": "full", "dtype": "fp32"}
+    export_student(student, out, pipeline=checkpoint, **full)
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(out)
     assert pipeline.scheduler.config.sigma_max == 700.0
-    again = load_teacher(tmp_path / "fast")
+    again = load_teacher(out)
     again.model = teacher.model
     same(teacher, again)
 
