@@ -63,7 +63,7 @@ def latents(batch: int = 2, seed: int = 2) -> torch.Tensor:
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    return EulerDiscreteScheduler.from_config(SCHEDULER)
+    return EulerDiscreteScheduler(**SCHEDULER)
 
 
 def vae(seed: int = 0) -> AutoencoderKLTemporalDecoder:

@@ -164,7 +164,7 @@ def _image_encoder(micro: Micro) -> ImageEncoder:
         from PIL import Image
 
         image = image.detach().cpu().float().clamp(0, 1)
-        pixels = (image * 255).round().to(torch.uint8).numpy()
+        pixels: Any = (image * 255).round().to(torch.uint8).numpy()
         # diffusers blurs before it resizes to CLIP's 224 pixels, which no public method does.
         embedding = pipeline._encode_image(Image.fromarray(pixels), device, 1, False)
         noise = seeded_noise(tuple(image.shape), "svd", hashlib.sha256(pixels).hexdigest())

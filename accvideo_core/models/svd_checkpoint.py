@@ -58,7 +58,7 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     # Other tensors of the conditioner's copy (its decoder) are read by nothing.
     known = {n: x for n, x in native.items() if _is_encoder(n) or n.startswith("decoder.")}
     state = parts.vae_from_native(known, table)
-    make = partial(AutoencoderKLTemporalDecoder.from_config, config)
+    make: Any = partial(AutoencoderKLTemporalDecoder.from_config, config)
     return _filled(make, state, checkpoint.path, dtype)
 
 
@@ -85,14 +85,14 @@ def load_pipeline(path: Path, dtype: torch.dtype, vae: nn.Module | None = None) 
         vae=vae,  # type: ignore[arg-type]
         image_encoder=encoder,  # type: ignore[arg-type]
         unet=None,  # type: ignore[arg-type]
-        scheduler=EulerDiscreteScheduler.from_config(SCHEDULER),
+        scheduler=EulerDiscreteScheduler(**SCHEDULER),
         feature_extractor=CLIPImageProcessor(),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",

@@ -167,12 +167,17 @@ def test_scale_of_the_last_frame_is_what_a_user_chooses():
         Cfg(3.0, first=0.5)
 
 
+def kept(outputs: dict[int, Tensor], index: int) -> Any:
+    """A forward hook that keeps the first of a block's outputs."""
+    return lambda _module, _args, output: outputs.update({index: output[0]})
+
+
 def test_features_are_the_encoders_blocks_and_nothing_later_runs():
     model, x, cond = tiny.video_model(), tiny.latents(), tiny.condition()
-    outputs: dict[Any, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     ran: list[str] = []
     for i, block in enumerate(model.family.blocks(model.module)):
-        block.register_forward_hook(lambda _m, _a, out, i=i: outputs.update({i: out[0]}))
+        block.register_forward_hook(kept(outputs, i))
     model.family.tail(model.module).register_forward_hook(lambda *_: ran.append("middle"))
     features = model.features(x, 0.5, cond, [3, 0, 1, 2])
     sizes = {0: 4, 1: 2, 2: 1, 3: 1}
