@@ -75,6 +75,12 @@ def prompts(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--column", metavar="NAME", help="column of that file with the prompts")
     group.add_argument(
+        "--micro",
+        metavar="FPS,MOTION,NOISE",
+        help="Stable Video Diffusion: frames per second, motion bucket and noise on the image "
+        "(7,127,0.02)",
+    )
+    group.add_argument(
         "--world", type=int, default=0, metavar="N", help="N of the embedded teacher (to 378)"
     )
 

@@ -17,7 +17,7 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .conditioning import AnyPrompt, Prompt
+    from .conditioning import AnyPrompt, Micro, Prompt
     from .distill.recipes import Recipe
     from .distill.student import Student
     from .flow import Times
@@ -35,7 +35,24 @@ def teacher_of(args: Namespace, dtype_name: str | None = None) -> Teacher:
     """The teacher asked for, in `dtype_name` where that is not for the user to choose."""
     source = source_of(args)
     teacher = (source if dtype_name is None else replace(source, dtype=dtype_name)).load()
-    return replace(teacher, text_cache=getattr(args, "text_cache", None))
+    micro = micro_of(getattr(args, "micro", None))
+    return replace(teacher, text_cache=getattr(args, "text_cache", None), micro=micro)
+
+
+def micro_of(text: str | None) -> Micro:
+    """The numbers of --micro, such as "7,127,0.02"; of None the official ones."""
+    from .conditioning import Micro
+
+    try:
+        numbers = [float(number) for number in text.split(",")] if text else []
+    except ValueError:
+        numbers = [0.0] * 4
+    if len(numbers) > 3:
+        raise AccVideoError(
+            f"--micro {text} is not up to three numbers with commas between; write frames per "
+            "second, motion bucket and noise, such as 7,127,0.02"
+        )
+    return Micro(*numbers)
 
 
 def source_of(args: Namespace) -> TeacherSource:
@@ -202,7 +219,7 @@ def guidance_of(args: Namespace, teacher: Teacher) -> tuple[Prompt | None, Cfg]:
     """The negative prompt and the scale that the teacher is asked with; Cfg(1) is none."""
     from .guidance import Cfg
 
-    cfg = teacher.model.family.cfg if args.cfg is None else Cfg(args.cfg)
+    cfg = teacher.model.family.cfg_of(args.cfg)
     if cfg is None or cfg.none:
         return None, Cfg(1.0)
     if args.negative is None:

@@ -160,11 +160,12 @@ def export(args: Namespace) -> None:
     """Write a run's last checkpoint, or a student file, for ComfyUI or diffusers."""
     from .distill.run import student_of_run
     from .export import export_student, load_student
+    from .models.pipeline_folder import NETWORKS
 
     # Merging is in float32 whatever the weights are loaded in, and bfloat16 takes half the memory.
     wide = args.store in ("fp16", "fp32")
     teacher = teacher_of(args, "float32" if wide else "bfloat16")
-    is_run = args.source.is_dir() and not (args.source / "transformer").is_dir()
+    is_run = args.source.is_dir() and not any((args.source / n).is_dir() for n in NETWORKS)
     student = (student_of_run if is_run else load_student)(args.source, teacher.model)
     result = export_student(
         student,
@@ -173,7 +174,7 @@ def export(args: Namespace) -> None:
         what=args.what or ("full" if student.info.lora is None else "lora"),
         dtype=args.store,
         rank=args.rank,
-        pipeline=teacher.folder if (teacher.folder / "model_index.json").is_file() else None,
+        pipeline=teacher.folder if teacher.has_text_encoders else None,
     )
     print(f"student after {student.info.steps_trained} updates is in {args.out.parent}:")
     print(result.summary())

@@ -20,13 +20,37 @@ from .errors import AccVideoError
 
 
 @dataclass(frozen=True, slots=True)
+class Micro:
+    """What Stable Video Diffusion is told about the video in numbers."""
+
+    fps: float = 7.0
+    """Frames per second that its motion is meant for."""
+    motion_bucket: float = 127.0
+    """How much motion there is, 1 to 255 or so."""
+    augmentation: float = 0.02
+    """Deviation of the noise that is put on the image, of pixels in [-1, 1]: more of it lets the
+    video leave the image further."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("fps", 1.0), ("motion_bucket", 0.0), ("augmentation", 0.0)):
+            if not getattr(self, name) >= least:
+                raise AccVideoError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def tensor(self, count: int = 1) -> Tensor:
+        """[count, 3] float32, as the network takes them: it was trained with fps less 1."""
+        told = (self.fps - 1, self.motion_bucket, self.augmentation)
+        return torch.tensor([told], dtype=torch.float32).repeat(count, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """Text and image conditioning of B samples.
 
     `text` [B, L, D]; `mask` [B, L] bool, True for valid tokens, which come first; `pooled` [B, P];
     `image` [B, C', T', H, W] in model space, what an image-to-video family concatenates with the
     latents or puts in their place; `image_tokens` [B, L_i, D_i] of its image encoder; `guidance`
-    [B], the embedded guidance scale (6.0, not 6000).
+    [B], the embedded guidance scale (6.0, not 6000); `micro` [B, 3], what Stable Video Diffusion is
+    told in numbers: frames per second less 1, motion bucket and noise on the image.
     """
 
     text: Tensor
@@ -35,6 +59,7 @@ class Condition:
     image: Tensor | None = None
     image_tokens: Tensor | None = None
     guidance: Tensor | None = None
+    micro: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.text.dim() != 3:
@@ -50,10 +75,10 @@ class Condition:
         return self.text.shape[0]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        """On `device`; floating tensors in `dtype`, masks stay bool, guidance stays float32."""
+        """On `device`; floating tensors in `dtype`, masks stay bool, scalars stay float32."""
 
         def move(name: str, x: Tensor) -> Tensor:
-            keep = not x.is_floating_point() or name == "guidance"
+            keep = not x.is_floating_point() or name in ("guidance", "micro")
             return x.to(device) if keep else x.to(device, dtype)
 
         return Condition(**{name: move(name, x) for name, x in self.tensors().items()})
@@ -105,8 +130,8 @@ class Condition:
 
     def without_image(self) -> Condition:
         """The text alone, for a negative prompt, which takes the images of the prompt it serves."""
-        text_only = {n: x for n, x in self.tensors().items() if n not in ("image", "image_tokens")}
-        return Condition(**text_only)
+        image = ("image", "image_tokens", "micro")
+        return Condition(**{n: x for n, x in self.tensors().items() if n not in image})
 
     def fingerprint(self) -> str:
         """SHA-256 of the values, for prompts whose text is not known."""

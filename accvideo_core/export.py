@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ def export_student(
         dtype: one of `DTYPES`; fp8 is ComfyUI's scaled fp8.
         rank: the largest rank of the file's adapters; what does not fit is cut off (SVD) and the
             error told. None is exact.
-        pipeline: diffusers folder whose other parts a folder is completed with, by hard links.
+        pipeline: diffusers folder whose other parts a folder is completed with, by hard links; of
+            a family that has them in one file with the network, that or such a file, for either.
 
     Raises:
         AccVideoError: a choice that does not go with another, or the disk is full.
@@ -166,7 +168,7 @@ def export_student(
     with torch.inference_mode(False), torch.no_grad():
         if job.is_folder:
             return Exported((_write_folder(job, pipeline),))
-        write = _write_lora if what == "lora" else _write_full
+        write = _write_lora if what == "lora" else partial(_write_full, pipeline)
         networks = networks_of(student.model.module)
         written = [write(job, expert, network) for expert, network in networks.items()]
     errors = tuple(error for _, error in written) if rank is not None or dtype == "fp8" else ()
@@ -203,7 +205,9 @@ def _write_lora(job: _Job, expert: str, network: nn.Module) -> tuple[Path, float
     return path, error
 
 
-def _write_full(job: _Job, expert: str, network: nn.Module) -> tuple[Path, float]:
+def _write_full(
+    pipeline: Path | None, job: _Job, expert: str, network: nn.Module
+) -> tuple[Path, float]:
     """One expert's weights under native names; the path and the relative error of fp8."""
     fp8 = job.dtype == "fp8"
     table = table_of(job.student.model, network)
@@ -212,9 +216,13 @@ def _write_full(job: _Job, expert: str, network: nn.Module) -> tuple[Path, float
     tensors = native_weights(weights, table)
     scaled = Fp8Scaled()
     if fp8:
-        matrices = block_matrices(network, job.student.model.family.blocks(network), weights)
+        matrices = block_matrices(network, job.student.model.family.body_of(network), weights)
         layers = {table.whole(name.removesuffix(".weight")) for name in matrices}
         tensors = scaled.quantise(tensors, sorted(f"{layer}.weight" for layer in layers))
+    whole = job.student.model.family.whole_file
+    if whole is not None:
+        beside = {} if pipeline is None else whole.others(pipeline)
+        tensors = {whole.network + name: x for name, x in tensors.items()} | beside
     path = pair_of(job.path).get(expert, job.path)
     info = replace(job.student.info, lora=None)
     header = _header(job.student, info, expert) | {"config": json.dumps(_config(network, True))}
@@ -232,10 +240,13 @@ def _write_folder(job: _Job, pipeline: Path | None) -> Path:
     with disk_errors("write", folder):
         try:
             temp.mkdir(parents=True)
-            names = {"": "transformer", "high": "transformer", "low": "transformer_2"}
+            family = job.student.model.family
+            names = {"": family.folder, "high": family.folder, "low": "transformer_2"}
             for expert, network in networks_of(job.student.model.module).items():
                 _write_network(temp / names[expert], network, job, header)
-            if pipeline is not None:
+            if pipeline is not None and pipeline.is_file() and family.whole_file:
+                family.whole_file.write_parts(pipeline, temp)
+            elif pipeline is not None:
                 _complete(temp, pipeline)
             if folder.exists():
                 shutil.rmtree(folder)

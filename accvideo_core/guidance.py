@@ -31,9 +31,12 @@ class Cfg:
     scale: float
     low: float | None = None
     """Scale of the low-noise expert; None is `scale`."""
+    first: float | None = None
+    """Scale of the first frame, from which it rises in equal steps up to the last one's; None is
+    one scale for all frames."""
 
     def __post_init__(self) -> None:
-        for value in (self.scale, self.low):
+        for value in (self.scale, self.low, self.first):
             if value is not None and not value >= 1:
                 raise AccVideoError(f"cfg is {value}; it must be at least 1, which is no guidance")
 
@@ -41,10 +44,17 @@ class Cfg:
         """The scale at time t of a model whose low-noise expert answers below `boundary`."""
         return self.scale if self.low is None or t >= boundary else self.low
 
+    def over_frames(self, scale: float, v: Tensor) -> float | Tensor:
+        """`scale` for v [B, C, T, H, W]: one number, or [T, 1, 1] where frames differ."""
+        if self.first is None:
+            return scale
+        rising = torch.linspace(self.first, scale, v.shape[2], device=v.device)
+        return rising.to(v.dtype).reshape(-1, 1, 1)
+
     @property
     def none(self) -> bool:
         """Whether the second question can be left out."""
-        return self.scale == 1 and self.low in (None, 1)
+        return self.scale == 1 and self.low in (None, 1) and self.first in (None, 1)
 
 
 BATCHED = ("auto", "batched", "in turn")
@@ -58,7 +68,7 @@ class Guided:
     model: VideoModel
     negative: Condition = field(repr=False)
     """Of one sample, shared by all, or of every sample; without image, whose place it takes over
-    from the prompt's."""
+    from the prompt's (zeros, where the model is guided towards the image itself)."""
     cfg: Cfg
     batched: str = "auto"
     """One of `BATCHED`. "auto" asks both at once on a GPU where memory is left for it and no text
@@ -90,24 +100,26 @@ class Guided:
 
         def velocity(x_t: Tensor, t: float) -> Tensor:
             scale = self.cfg.at(t, self.model.family.boundary)
-            if scale == 1:
+            if scale == 1 and self.cfg.first in (None, 1):
                 return self.model.answer(x_t, t, both.positive)
             v, v_neg = both.answers(x_t, t)
-            return v_neg + scale * (v - v_neg)
+            return v_neg + self.cfg.over_frames(scale, v) * (v - v_neg)
 
         with self.model.steady():
             yield velocity
 
     def _negative(self, cond: Condition) -> Condition:
-        """The negative text with the images and the embedded guidance of `cond`."""
+        """The negative text with the images, the embedded guidance and the like of `cond`."""
         negative = self.negative
         if len(negative) == 1:
             negative = negative.select([0] * len(cond))
         kept = {
             name: x
             for name, x in cond.tensors().items()
-            if name in ("image", "image_tokens", "guidance")
+            if name in ("image", "image_tokens", "guidance", "micro")
         }
+        if "image" in kept and self.model.family.guides_image:
+            kept["image"] = torch.zeros_like(kept["image"])
         return Condition(**{**negative.tensors(), **kept})
 
 

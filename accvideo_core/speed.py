@@ -119,10 +119,10 @@ def check_speed(speed: Speed, model: VideoModel) -> None:
     Raises:
         AccVideoError: with what would do instead.
     """
-    if speed.swap_blocks > model.num_blocks:
+    if speed.swap_blocks > model.num_parts:
         raise AccVideoError(
-            f"speed.swap_blocks is {speed.swap_blocks}, but the network has {model.num_blocks} "
-            f"blocks; choose at most {model.num_blocks}"
+            f"speed.swap_blocks is {speed.swap_blocks}, but the network has {model.num_parts} "
+            f"blocks; choose at most {model.num_parts}"
         )
     if speed.fp8 and speed.swap_blocks and not _packed(model):
         raise AccVideoError(

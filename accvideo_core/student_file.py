@@ -78,7 +78,7 @@ def pair_of(path: Path) -> dict[str, Path]:
 def _parts(path: Path) -> dict[str, list[Path]]:
     """Expert's name ("" for everything) -> the files that hold it."""
     if path.is_dir():
-        names = {"": "transformer"}
+        names = {"": "unet" if (path / "unet").is_dir() else "transformer"}
         if (path / "transformer_2").is_dir():
             names = {"high": "transformer", "low": "transformer_2"}
         found = {e: sorted((path / name).glob("*.safetensors")) for e, name in names.items()}
@@ -153,7 +153,8 @@ def _weights(
            if name.startswith(prefix)}  # fmt: skip
     given = {name.removeprefix(prefix): x for name, x in tensors.items()}
     if not given.keys() <= network.state_dict().keys():
-        given = _from_native(path, given, table_of(student.model, network))
+        native = {name: given[key] for key, name in canonical(given).items()}
+        given = _from_native(path, native, table_of(student.model, network))
         # What native names have no place for is read by no network.
         read = canonical(own)
         given |= {name: p for name, p in own.items() if name not in read}

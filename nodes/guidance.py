@@ -42,7 +42,7 @@ def guidance_for(
     model: Teacher, negative: NativeConditioning | None, cfg: float
 ) -> tuple[Prompt | None, Cfg]:
     """The negative prompt and the scale that the teacher is asked with; Cfg(1) is none."""
-    wanted = Cfg(cfg) if cfg else model.model.family.cfg
+    wanted = model.model.family.cfg_of(cfg or None)
     if wanted is None or wanted.none:
         return None, Cfg(1.0)
     if negative is None and not model.has_text_encoders:

@@ -8,13 +8,14 @@ import torch
 
 from accvideo_core.conditioning import Condition
 from accvideo_core.models import VideoModel
-from tests import tiny, tiny_cogvideox, tiny_hunyuan_i2v, tiny_wan
+from tests import tiny, tiny_cogvideox, tiny_hunyuan_i2v, tiny_svd, tiny_wan
 
 NAMES = (
     "hunyuan_video",
     *tiny_hunyuan_i2v.KINDS,
     *tiny_wan.FAMILY_NAMES,
     *tiny_cogvideox.KINDS,
+    "svd",
 )
 
 
@@ -38,5 +39,7 @@ def case(name: str, seed: int = 0) -> Case:
     if name in tiny_wan.FAMILY_NAMES:
         x, condition = tiny_wan.latents(name), tiny_wan.condition(name)
         return Case(tiny_wan.video_model(name, seed), x, condition)
+    if name == "svd":
+        return Case(tiny_svd.video_model(seed), tiny_svd.latents(), tiny_svd.condition())
     model = tiny_cogvideox.video_model(name, seed)
     return Case(model, tiny_cogvideox.latents(), tiny_cogvideox.condition())

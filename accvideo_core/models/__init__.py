@@ -9,6 +9,7 @@ from ..errors import AccVideoError
 from .cogvideox import COGVIDEOX_1_5, COGVIDEOX_2B, COGVIDEOX_5B
 from .hunyuan_video import HUNYUAN_VIDEO
 from .hunyuan_video_i2v import HUNYUAN_VIDEO_I2V, HUNYUAN_VIDEO_I2V_REPLACE
+from .svd import SVD
 from .video_model import Family, VideoModel
 from .wan import WAN22_I2V, WAN22_T2V, WAN22_TI2V, WAN_I2V, WAN_T2V
 
@@ -20,6 +21,7 @@ FAMILIES: dict[str, Family] = {
         *(HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, HUNYUAN_VIDEO_I2V_REPLACE),
         *(WAN_T2V, WAN_I2V, WAN22_T2V, WAN22_I2V, WAN22_TI2V),
         *(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_1_5),
+        SVD,
     )
 }
 

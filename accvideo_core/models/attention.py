@@ -66,6 +66,11 @@ def attention(
             raise AccVideoError(f"there is no attention {name!r}; choose {listed(known)}")
     pattern = PATTERNS[sparse] if isinstance(sparse, str) else sparse
     family = model.family
+    if pattern is not None and not family.joint:
+        raise AccVideoError(
+            f"{family.title} attends within frames and along time in turn, of which nothing can "
+            "be left out; use dense attention"
+        )
     attends: dict[nn.Module, Attend] = {}
     before: list[tuple[Any, Any]] = []
     try:
@@ -247,7 +252,7 @@ def decided(blocks: Sequence[nn.Module]) -> Hashable:
 def _attention_modules(model: VideoModel, network: nn.Module) -> dict[Any, type[Processor]]:
     """The attention modules of the network's blocks, and what is to compute them."""
     found: dict[Any, type[Processor]] = {}
-    for block in model.family.blocks(network):
+    for block in model.family.body_of(network):
         for module in block.modules():
             current = getattr(module, "processor", None)
             if isinstance(current, Processor):
@@ -315,7 +320,8 @@ def _prepared(
                 "compute blocks again without them; switch one of the two off"
             )
         frames, height, width = x_t.shape[2:]
-        grid = (frames // spec.patch_t, height // spec.patch, width // spec.patch)
+        frames = frames // spec.patch_t if model.family.joint else 1
+        grid = (frames, height // spec.patch, width // spec.patch)
         with attend.over(grid, cond):
             return forward(network, x_t, t, cond)
 

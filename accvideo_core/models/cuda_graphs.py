@@ -82,7 +82,7 @@ def graphed(model: VideoModel, recorder: Recorder | None = None) -> Iterator[Vid
         recorder = CudaRecorder(model.device)
     with ExitStack() as stack:
         for network in networks_of(model.module).values():
-            blocks = model.family.blocks(network)
+            blocks = model.family.body_of(network)
             if _have_hooks(blocks):
                 raise AccVideoError(
                     "CUDA graphs need all weights to stay on the GPU, and blocks are swapped; set "

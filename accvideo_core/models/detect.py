@@ -17,13 +17,13 @@ from typing import Any
 
 from ..errors import AccVideoError
 from . import FAMILIES, Family
-from .keys import cogvideox, hunyuan_video, wan
+from .keys import cogvideox, hunyuan_video, svd, wan
 from .keys.spelling import canonical, is_companion
 from .keys.table import KeyTable, Shapes, split_name
 
 log = logging.getLogger(__name__)
 
-ARCHITECTURES: tuple[ModuleType, ...] = (hunyuan_video, wan, cogvideox)
+ARCHITECTURES: tuple[ModuleType, ...] = (hunyuan_video, wan, cogvideox, svd)
 
 VARIANTS: tuple[dict[str, dict[str, Any]], ...] = (
     {
@@ -123,10 +123,16 @@ def _recognise(network: Mapping[str, tuple[int, ...]]) -> tuple[ModuleType, Shap
             known = Shapes(network, probe, naming)
             if all(known.get(marker) for marker in architecture.MARKERS):
                 return architecture, known
+    if any(re.search(r"^(input_blocks|down_blocks)\.\d+\.", name) for name in network):
+        raise AccVideoError(
+            "this file is a UNet of images or a VAE, which cannot be used here; choose the file of "
+            "the video model itself"
+        )
     some = ", ".join(repr(name) for name in list(network)[:2]) or "none"
     raise AccVideoError(
-        f"the file's {len(network)} tensors ({some} ...) are no HunyuanVideo, Wan or CogVideoX "
-        "network; choose the file of the diffusion model itself, with all its shards"
+        f"the file's {len(network)} tensors ({some} ...) are no HunyuanVideo, Wan, CogVideoX or "
+        "Stable Video Diffusion network; choose the file of the diffusion model itself, with all "
+        "its shards"
     )
 
 
@@ -205,10 +211,9 @@ def _check_complete(
         )
 
 
-_MODEL = "choose the file of the diffusion model itself"
 _LORA = "load it with a LoRA loader on top of the model it was made for"
 _BASE = "choose the text-to-video or image-to-video model it came from"
-_OTHER = "choose a HunyuanVideo, Wan or CogVideoX model"
+_OTHER = "choose a HunyuanVideo, Wan, CogVideoX or Stable Video Diffusion model"
 
 FOREIGN: tuple[tuple[str, str, str], ...] = (
     (r"\.(lora_[AB]|lora_down|lora_up|hada_w1_a|lokr_w1|diff|diff_b)\b",
@@ -232,9 +237,6 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
     (r"^(patchify_proj|adaln_single|caption_projection)\.", "LTX-Video", _OTHER),
     (r"^double_stream_modulation_img\.", "Flux 2", _OTHER),
     (r"^(txt_in|context_embedder)\.weight$", "Flux or another image model", _OTHER),
-    (r"^(input_blocks|output_blocks)\..*time_stack|temporal_transformer_block",
-     "the UNet of Stable Video Diffusion", _OTHER),
-    (r"^(input_blocks|down_blocks)\.\d+\.", "a UNet or a VAE", _MODEL),
     # What stands beside a network
     (r"^((encoder|decoder)\.(conv_in|conv1|mid_block|mid|down_blocks|up_blocks|downsamples)\.)",
      "a VAE", "load it with a VAE loader"),

@@ -35,5 +35,5 @@ def networks_of(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def blocks_of(model: VideoModel) -> list[list[nn.Module]]:
-    """The transformer blocks of each network of a model, in order."""
-    return [list(model.family.blocks(net)) for net in networks_of(model.module).values()]
+    """The blocks of each network of a model, in order; of a UNet those of its decoder too."""
+    return [model.family.body_of(net) for net in networks_of(model.module).values()]

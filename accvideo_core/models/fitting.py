@@ -125,9 +125,9 @@ def _changes(sampling: Sampling, savings: Savings, room: int) -> Iterator[dict[s
     if savings.weights is None:
         yield {"weights": "fp8"}
     # On a CPU what waits, waits in the device's own memory.
-    if sampling.device.type != "cpu" and savings.swap_blocks < sampling.model.num_blocks:
+    if sampling.device.type != "cpu" and savings.swap_blocks < sampling.model.num_parts:
         fewest = _fewest_blocks(sampling, savings, room)
-        yield {"swap_blocks": fewest or sampling.model.num_blocks}
+        yield {"swap_blocks": fewest or sampling.model.num_parts}
 
 
 def _largest_batch(sampling: Sampling, savings: Savings, room: int) -> int:
@@ -144,7 +144,7 @@ def _largest_batch(sampling: Sampling, savings: Savings, room: int) -> int:
 
 def _fewest_blocks(sampling: Sampling, savings: Savings, room: int) -> int | None:
     """Blocks that have to wait in main memory; None where all of them are too few."""
-    for count in range(savings.swap_blocks, sampling.model.num_blocks + 1):
+    for count in range(savings.swap_blocks, sampling.model.num_parts + 1):
         if sampling.fits(replace(savings, swap_blocks=count), room):
             return count
     return None

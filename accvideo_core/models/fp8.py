@@ -182,7 +182,7 @@ def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _layers(model: VideoModel, network: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
     """(owner, name, layer) of what sees every token in the blocks, if fp8 can multiply it."""
-    blocks = {id(layer) for block in model.family.blocks(network) for layer in block.modules()}
+    blocks = {id(layer) for block in model.family.body_of(network) for layer in block.modules()}
     ends = tuple(f".{target}" for target in model.family.lora_targets)
     found = []
     for path, layer in network.named_modules():

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditioning import Condition, Prompt
+from ..conditioning import Condition, Micro, Prompt
 from ..errors import AccVideoError
 from .building import Network
 from .checkpoint import open_checkpoint
@@ -56,6 +56,10 @@ class Teacher:
     """Where text encoders and VAE compute; None is where the network is."""
     vae_dtype: torch.dtype = torch.float32
     """Number format that the VAE is loaded in."""
+    micro: Micro = Micro()
+    """What a family that takes it is told beside an image."""
+    whole: bool = False
+    """Whether `folder` is a file that holds encoders and VAE too."""
     text_cache: Path | None = None
     """Folder where encoded prompts are kept, and looked for before they are encoded."""
     _text: Any = field(default=None, repr=False)
@@ -102,7 +106,8 @@ class Teacher:
                     if cache is None:
                         condition = encode(text, image)
                     else:
-                        key = cache.key(text, image, frames)
+                        told = f" {self.micro}" if family.with_micro else ""
+                        key = cache.key(text + told, image, frames)
                         condition = cache.get(key, partial(encode, text, image))
                     prompt = Prompt.of(text, condition.with_guidance(scale))
                 yield prompt
@@ -112,7 +117,7 @@ class Teacher:
 
     @property
     def has_text_encoders(self) -> bool:
-        return is_pipeline(self.folder)
+        return self.whole or is_pipeline(self.folder)
 
     def encode_negative(self) -> Prompt:
         """The family's official negative prompt, for classifier-free guidance."""
@@ -164,8 +169,11 @@ class Teacher:
         family, device = self.model.family, self.compute_device
         if image is None:
             return family.encode(pipeline, [text], device)
-        assert family.encode_image is not None
-        return family.encode_image(pipeline, self.vae, text, image, frames, device)
+        encode = family.encode_image
+        if family.with_micro is not None:
+            encode = family.with_micro(self.micro)
+        assert encode is not None
+        return encode(pipeline, self.vae, text, image, frames, device)
 
     def _check_image(self, image: Tensor, frames: int) -> None:
         if image.dim() != 3 or image.shape[-1] != 3:
@@ -182,8 +190,8 @@ class Teacher:
         which are large, are not loaded for it.
         """
         if self._text is not None:
-            return self._text.tokenizer
-        if not self.has_text_encoders:
+            return getattr(self._text, "tokenizer", None)
+        if self.whole or not self.has_text_encoders:
             return None
         return load_tokenizer(self.folder, self.model.family.pipeline_class)
 
@@ -237,8 +245,11 @@ class Teacher:
     def _text_pipeline(self) -> Any:
         if self._text is None:
             self.check_encoders()
-            cls = self.model.family.pipeline_class
-            self._text = load_text_pipeline(self.folder, cls, self.model.dtype)
+            family, dtype = self.model.family, self.model.dtype
+            if self.whole and family.whole_file is not None:
+                self._text = family.whole_file.load_pipeline(self.folder, dtype)
+            else:
+                self._text = load_text_pipeline(self.folder, family.pipeline_class, dtype)
         return self._text
 
 
@@ -277,7 +288,10 @@ def load_teacher(
         raise AccVideoError(f"teacher {str(sources[0])!r} does not exist; check the path")
     pipeline = len(sources) == 1 and is_pipeline(sources[0])
     family, networks = open_networks(sources[0]) if pipeline else _open_files(sources, variant)
-    vae_path = sources[0] / "vae" if pipeline and vae is None else vae
+    whole = not pipeline and _is_whole(family, networks[0])
+    if vae is None and (pipeline or whole):
+        vae = sources[0] / "vae" if pipeline else sources[0]
+    vae_path = vae
     config = {} if vae_path is None else vae_config(Path(vae_path))
     spec = family.latent_spec(networks[0].config, config)
     name = " and ".join(path.name for path in sources)
@@ -286,7 +300,13 @@ def load_teacher(
     modules = [network.load(device, dtype) for network in networks]
     module = Experts(*modules) if len(modules) == 2 else modules[0]
     model = VideoModel(module, family, spec, source=name)
-    return Teacher(model, sources[0], sources, None if vae_path is None else Path(vae_path))
+    vae_path = None if vae_path is None else Path(vae_path)
+    return Teacher(model, sources[0], sources, vae_path, whole=whole)
+
+
+def _is_whole(family: Family, network: Network) -> bool:
+    kind = family.whole_file
+    return kind is not None and kind.is_whole(network.checkpoint.names)
 
 
 def _open_files(sources: Sequence[Path], variant: str | None) -> tuple[Family, list[Network]]:

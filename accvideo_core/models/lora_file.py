@@ -50,6 +50,7 @@ _COMFY_ENDINGS = (
 )
 _LOOKS_LIKE = (
     ("a text encoder", r"^(lora_te|text_encoder)"),
+    ("Stable Video Diffusion", r"time_stack[._]\d|temporal_transformer_blocks[._]\d"),
     ("Stable Diffusion or SDXL", r"(down_blocks|up_blocks|input_blocks|output_blocks)[._]\d"),
     ("Qwen-Image", r"transformer_blocks[._]\d+[._](img_mod|img_mlp|txt_mlp)"),
     ("HunyuanVideo or Flux", r"(single_transformer_blocks|single_blocks|double_blocks)[._]\d"),

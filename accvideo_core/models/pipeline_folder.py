@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from ..errors import AccVideoError
-from . import family_of
 from .building import Network
 from .checkpoint import open_checkpoint
 from .video_model import Family
 
 INDEX = "model_index.json"
-NETWORKS = ("transformer", "transformer_2")
+NETWORKS = ("transformer", "transformer_2", "unet")
 """Folders of a pipeline's networks; of two, the first answers while there is much noise."""
 _T = TypeVar("_T")
 
@@ -30,22 +29,25 @@ def is_pipeline(path: Path) -> bool:
     """Whether `path` is a pipeline folder, whole or not; AccVideoError when its index is gone."""
     if (path / INDEX).is_file():
         return True
-    if (path / NETWORKS[0]).is_dir():
-        raise AccVideoError(
-            f"{str(path)!r} has no {INDEX}, so it is no complete diffusers pipeline folder; "
-            f"download the model again, or choose its folder {NETWORKS[0]!r}"
-        )
+    for name in NETWORKS:
+        if (path / name).is_dir():
+            raise AccVideoError(
+                f"{str(path)!r} has no {INDEX}, so it is no complete diffusers pipeline folder; "
+                f"download the model again, or choose its folder {name!r}"
+            )
     return False
 
 
 def open_networks(folder: Path) -> tuple[Family, list[Network]]:
     """The family of a folder that has every part its index names, and its networks, not loaded."""
+    from . import family_of  # which knows families that read such folders
+
     parts = components(folder)
     names = [name for name in NETWORKS if name in parts]
     missing = [name for name in parts if not (folder / name).is_dir()]
     configs = [read_json(folder / name / "config.json") for name in names if name not in missing]
     family = family_of(
-        parts.get(NETWORKS[0], "none"),
+        parts[names[0]] if names else "none",
         configs[0] if configs else {},
         str(read_json(folder / INDEX).get("_class_name")),
         experts=max(1, len(names)),
@@ -70,7 +72,11 @@ def components(folder: Path) -> dict[str, str]:
 
 
 def encoder_parts(folder: Path) -> list[Path]:
-    """Folders of the text and image encoders and of their tokenizers and processors."""
+    """Folders of the text and image encoders and of their tokenizers and processors; or the file
+    that holds everything.
+    """
+    if folder.is_file():
+        return [folder]
     others = (*NETWORKS, "vae", "scheduler")
     return [folder / name for name in components(folder) if name not in others]
 
@@ -85,9 +91,12 @@ def load_text_pipeline(folder: Path, pipeline_class: str, dtype: torch.dtype) ->
     return pipeline
 
 
-def load_tokenizer(folder: Path, pipeline_class: str) -> Any:
-    """The tokenizer of the folder's text encoder, without the encoder."""
-    without = [name for name in components(folder) if name != "tokenizer"]
+def load_tokenizer(folder: Path, pipeline_class: str) -> Any | None:
+    """The tokenizer of the folder's text encoder, without the encoder; None without either."""
+    parts = components(folder)
+    if "tokenizer" not in parts:
+        return None
+    without = [name for name in parts if name != "tokenizer"]
     return _pipeline(folder, pipeline_class, without).tokenizer
 
 

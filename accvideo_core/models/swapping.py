@@ -106,7 +106,7 @@ def spread(blocks: int, count: int) -> list[int]:
 
 def spread_blocks(model: VideoModel, count: int) -> list[nn.Module]:
     """The `count` blocks of each network that are swapped, in order."""
-    places = spread(model.num_blocks, count)
+    places = spread(model.num_parts, count)
     return [blocks[index] for blocks in blocks_of(model) for index in places]
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ..errors import AccVideoError
 from ..latents import LatentSpec
 from .footprint import gigabytes
+from .frame_vae import BY_FRAMES, OUT_OF_MEMORY, decode_frames, encode_frames
 from .vae_footprint import DecodeFootprint
 from .vae_tiling import KINDS, tiled
 
 PIXELS_AT_ONCE = 2**20
 """Batches are cut so that one pass holds about this many pixels, and at least one clip."""
-_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 _AGAIN = 0.7
 """Of what was tried: where that did not fit after all."""
 _log = logging.getLogger(__name__)
@@ -36,8 +36,9 @@ class VideoVAE:
         self.spec = spec
         self._footprint: DecodeFootprint | None = None
         # Only frames larger than a tile are tiled: a whole 544p clip would not fit a card.
-        if hasattr(self.module, "enable_tiling"):
+        if hasattr(self.module, "use_tiling"):
             self.module.enable_tiling()
+        self._by_frames = type(module).__name__ in BY_FRAMES
 
     def decode(self, x: Tensor, free: int | None = None) -> Tensor:
         """Model-space latents [B, C, T, H, W] -> frames [B, T, H, W, 3], float32, on the CPU.
@@ -103,7 +104,7 @@ class VideoVAE:
             try:
                 with tiled(self.module, tiling):
                     return self._plain(z)
-            except _OUT_OF_MEMORY:
+            except OUT_OF_MEMORY:
                 # Some kernels take memory to work in, of which torch knows nothing.
                 tried = footprint.needed(tuple(z.shape), tiling)
                 free = int(_AGAIN * min(free, tried))
@@ -111,12 +112,17 @@ class VideoVAE:
         return self._plain(z)
 
     def _plain(self, z: Tensor) -> Tensor:
+        if self._by_frames:
+            return decode_frames(self.module, z)
         return self.module.decode(z, return_dict=False)[0]
 
     def _encode(self, frames: Tensor) -> Tensor:
         video = self._to_module(frames.float().permute(0, 4, 1, 2, 3) * 2 - 1)
-        z = self.module.encode(video, return_dict=False)[0].mode().float()
-        return self.spec.to_model(z).cpu()
+        if self._by_frames:
+            z = encode_frames(self.module, video)
+        else:
+            z = self.module.encode(video, return_dict=False)[0].mode()
+        return self.spec.to_model(z.float()).cpu()
 
     def _to_module(self, x: Tensor) -> Tensor:
         return x.to(self.module.device, self.module.dtype)

@@ -1,4 +1,6 @@
-"""Finding and loading a VAE: a diffusers folder, or the official single file of Wan 2.1's."""
+"""Finding and loading a VAE: a diffusers folder, the official file of Wan 2.1's, or a whole Stable
+Video Diffusion checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,10 @@ import torch
 from torch import nn
 
 from ..errors import AccVideoError
+from . import svd_checkpoint
 from .building import empty
 from .checkpoint import Checkpoint, open_checkpoint
+from .frame_vae import BY_FRAMES
 from .pipeline_folder import load_component, read_json, refuse_missing
 
 _WAN = ("decoder.head.0.gamma", "conv2.weight")
@@ -30,6 +34,8 @@ def vae_config(path: Path) -> Mapping[str, Any]:
     if folder is not None:
         return read_json(folder / "config.json")
     with open_checkpoint(path) as checkpoint:
+        if svd_checkpoint.holds_vae(checkpoint.names):
+            return svd_checkpoint.vae_config(checkpoint)
         _check_wan(checkpoint)
     return {}
 
@@ -37,14 +43,19 @@ def vae_config(path: Path) -> Mapping[str, Any]:
 def load_vae(
     path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """The frozen VAE at `path`."""
+    """The frozen VAE at `path`; in float32 where its activations are too large for float16."""
     folder = _folder(path)
     if folder is not None:
-        return load_component(folder, device, dtype)
+        name = read_json(folder / "config.json").get("_class_name")
+        overflows = name in BY_FRAMES and dtype == torch.float16
+        return load_component(folder, device, torch.float32 if overflows else dtype)
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     with torch.inference_mode(False), open_checkpoint(path) as checkpoint:
+        if svd_checkpoint.holds_vae(checkpoint.names):
+            wide = torch.float32 if dtype == torch.float16 else dtype
+            return svd_checkpoint.load_vae(checkpoint, wide).to(device)
         _check_wan(checkpoint)
         base = checkpoint.shapes[_WAN[0]][0]
         module = empty(AutoencoderKLWan, {"base_dim": base})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import Condition
+from ..conditioning import Condition, Micro
 from ..errors import AccVideoError
 from ..flow import Times, Velocity, time_grid
 from ..guidance import Cfg
@@ -27,10 +27,13 @@ from .context_parallel import SequencePlan
 from .experts import Experts
 from .quantised import packed_weights
 from .steady import steady
+from .whole_file import WholeFile
 
 if TYPE_CHECKING:
     from .keys.table import KeyTable
     from .vae import VideoVAE
+
+    ImageEncoder = Callable[[Any, VideoVAE, str, Tensor, int, torch.device], Condition]
 
 LOW_RESOLUTION = 480 * 832
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -87,6 +90,8 @@ class Family:
     """Official classifier-free guidance, or None for a family that is not sampled with any."""
     negative_prompt: str = ""
     """Official negative prompt that goes with `cfg`."""
+    guides_image: bool = False
+    """Whether guidance leads towards the image, so that the negative has zeros for one."""
     to_sigma: Callable[[float], float] = _same
     """Time -> the sigma that ComfyUI's samplers call it; the same number for a flow model."""
     from_sigma: Callable[[float], float] = _same
@@ -101,6 +106,11 @@ class Family:
     """(module, x_t [B,C,T,H,W], t [B] float32, filled cond) -> v [B,C,T,H,W]."""
     blocks: Callable[[nn.Module], list[nn.Module]]
     """The network's blocks in order."""
+    joint: bool = True
+    """Whether frames attend to each other; in a UNet places do, and apart from that frames."""
+    body: Callable[[nn.Module], list[nn.Module]] | None = None
+    """All that holds attention and most weights; None where that is `blocks`. A UNet has features
+    of its encoder alone."""
     tail: Callable[[nn.Module], nn.Module]
     """The module that runs right after the last block."""
     tokens: Callable[[nn.Module, Any, tuple[int, ...]], Tensor]
@@ -119,20 +129,39 @@ class Family:
     """Names (suffixes) of the linear layers that adapters go on."""
     key_table: Callable[[Mapping[str, Any]], KeyTable] = _nothing
     """(transformer config) -> names between diffusers and the official release."""
+    folder: str = "transformer"
+    """Folder of the network in a diffusers pipeline; of the first of two."""
+    whole_file: WholeFile | None = None
+    """How the network lies in a file together with VAE and encoders; None where nobody does so."""
     sequence: SequencePlan | None = None
     """How several processes divide a sample's tokens; None where they cannot."""
 
     # What it is conditioned on
     encode: Callable[[Any, Sequence[str], torch.device], Condition]
     """(diffusers pipeline without network and VAE, prompts, device) -> Condition."""
-    encode_image: Callable[[Any, VideoVAE, str, Tensor, int, torch.device], Condition] | None = None
+    encode_image: ImageEncoder | None = None
     """(pipeline, VAE, prompt, image [H,W,3] in [0,1] of the video's size, frames, device) ->
     Condition of one sample; None for a text-to-video family."""
+    with_micro: Callable[[Micro], ImageEncoder] | None = None
+    """`encode_image` of other numbers beside the image; None for a family that takes none."""
     text_tokens: int | None = None
     """Tokens of a prompt that the text encoder reads, the special ones among them; it cuts the
     rest off. None where there is no such limit."""
     from_native: Callable[[Tensor, Mapping[str, Any], LatentSpec], Condition]
     """One entry of ComfyUI's CONDITIONING (tensor [1,L,D] and its dictionary) -> Condition."""
+
+    def cfg_of(self, scale: float | None) -> Cfg | None:
+        """The family's own guidance; with `scale` for the last frame, or for all, that of `scale`.
+
+        Scale 1 is none.
+        """
+        if scale is None or self.cfg is None:
+            return self.cfg if scale is None else Cfg(scale)
+        return Cfg(scale, first=None if self.cfg.first is None else min(self.cfg.first, scale))
+
+    def body_of(self, network: nn.Module) -> list[nn.Module]:
+        """The modules of a network that hold its attention and most of its weights, in order."""
+        return (self.body or self.blocks)(network)
 
     def time_grid(
         self,
@@ -196,6 +225,11 @@ class VideoModel:
     def num_blocks(self) -> int:
         """Blocks of the network, of one expert where there are two."""
         return len(self.family.blocks(self.expert(1.0)))
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the network that can be swapped: its blocks, those of a UNet's decoder too."""
+        return len(self.family.body_of(self.expert(1.0)))
 
     def expert(self, t: float) -> nn.Module:
         """The network that answers at time t."""

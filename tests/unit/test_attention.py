@@ -23,7 +23,7 @@ OPERATION = {
     "flash": "aten::_scaled_dot_product_flash_attention_for_cpu",
     "math": "aten::_scaled_dot_product_attention_math",
 }
-ONE_OF_EACH = ("hunyuan_video", "wan_i2v", "cogvideox_5b")
+ONE_OF_EACH = ("hunyuan_video", "wan_i2v", "cogvideox_5b", "svd")
 
 
 @pytest.fixture
@@ -48,11 +48,16 @@ def operations(made: Case) -> dict[str, int]:
     return {e.key: e.count for e in seen.key_averages() if e.key.startswith("aten::_scaled_dot")}
 
 
+def attending(made: Case) -> list[Any]:
+    """The attention modules of one network's blocks."""
+    network = made.model.expert(0.4)
+    modules = [m for b in made.model.family.body_of(network) for m in b.modules()]
+    return [m for m in modules if hasattr(m, "processor")]
+
+
 def attentions(made: Case) -> int:
     """How often one network's blocks attend."""
-    network = made.model.expert(0.4)
-    modules = [m for b in made.model.family.blocks(network) for m in b.modules()]
-    found = [m for m in modules if hasattr(m, "processor")]
+    found = attending(made)
     images = [m for m in found if getattr(m, "add_k_proj", None) is not None]
     return len(found) + (len(images) if made.model.family.name == "wan_i2v" else 0)
 
@@ -77,7 +82,9 @@ def test_every_family_computes_what_diffusers_processors_compute(name: str) -> N
     expected = made.velocities(made.model)
     for kernel in ("auto", "math"):
         with attention(made.model, kernel):
-            assert difference(made.velocities(made.model), expected) < 1e-6
+            # A UNet divides by the deviation of few numbers, which enlarges rounding.
+            bound = 1e-6 if made.model.family.joint else 1e-5
+            assert difference(made.velocities(made.model), expected) < bound
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -223,8 +230,8 @@ def test_a_package_is_called_for_every_attention(
         assert len(calls) == attentions(made)
         made.model.velocity(made.x, 0.95, made.condition)  # another expert's, where there is one
     assert difference(found, expected) < 1e-6
-    heads, size = (2, 12) if name.startswith("wan") else (2, 16)
-    assert {shape[2:] for shape, _ in calls} == {(heads, size)}
+    heads = {(m.heads, m.inner_dim // m.heads) for m in attending(made)}
+    assert {shape[2:] for shape, _ in calls} == heads
     assert all(options == {"tensor_layout": "NHD"} for _, options in calls if kernel == "sage")
 
 

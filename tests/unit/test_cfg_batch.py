@@ -31,7 +31,7 @@ class Batches:
             network.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self.sizes.append(len(kwargs["hidden_states"]))
+        self.sizes.append(len(kwargs["sample" if "sample" in kwargs else "hidden_states"]))
 
 
 def negative_of(cond: Condition, length: int | None = None) -> Condition:
@@ -50,7 +50,8 @@ def test_both_ways_give_the_same(name: str):
         asked = Guided(case.model, negative_of(case.condition), Cfg(3.0), batched)
         ends[batched] = sample(asked, case.condition, case.x, TIMES)
     assert batches.sizes == [2] * 6 + [4] * 3
-    assert (ends["batched"] - ends["in turn"]).abs().max() < 1e-5
+    bound = 1e-5 if case.model.family.joint else 1e-4  # a UNet's rounding is larger
+    assert (ends["batched"] - ends["in turn"]).abs().max() < bound
     case_v = case.model.velocity(case.x, 0.5, case.condition)
     assert case_v.abs().max() < 100  # of ordinary size, for which that bound is one
 

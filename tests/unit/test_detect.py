@@ -235,7 +235,6 @@ def test_relatives_with_other_channels_are_refused_by_name(architecture, config,
         ("FluxTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "Flux"),
         ("LTXVideoTransformer3DModel", {"num_layers": 1}, "LTX-Video"),
         ("MochiTransformer3DModel", {"num_layers": 1}, "Mochi"),
-        ("UNetSpatioTemporalConditionModel", {}, "Stable Video Diffusion"),
         ("UNet2DConditionModel", {}, "a UNet"),
         ("AutoencoderKLWan", {}, "a VAE"),
         ("AutoencoderKLHunyuanVideo", {}, "a VAE"),
@@ -270,12 +269,12 @@ def test_other_networks_of_diffusers_are_named(class_name, config, what):
         ("img_emb.emb_pos", "first-and-last-frame"),
         ("t5_yproj.weight", "Mochi"),
         ("patchify_proj.weight", "LTX-Video"),
-        ("input_blocks.1.1.time_stack.0.attn1.to_q.weight", "Stable Video Diffusion"),
+        ("input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight", "a UNet of images"),
         (
             "model.diffusion_model.transformer.layers.0.attention.query_key_value.weight",
             "SAT framework, .*; convert it with CogVideo's",
         ),
-        ("something.weight", "no HunyuanVideo, Wan or CogVideoX"),
+        ("something.weight", "no HunyuanVideo, Wan, CogVideoX or Stable"),
     ],
 )
 def test_native_names_of_other_files_are_named(name, what):

@@ -114,7 +114,8 @@ def test_diffusers_loads_the_folder_strictly(name: str, tmp_path: Path) -> None:
     export_student(student, tmp_path / "out", layout="diffusers", what="full", dtype="fp32")
     cls = getattr(diffusers, case.model.family.transformer_class)
     networks = []
-    for folder in ("transformer", "transformer_2")[: case.model.family.experts]:
+    family = case.model.family
+    for folder in (family.folder, "transformer_2")[: family.experts]:
         network, info = cls.from_pretrained(
             tmp_path / "out", subfolder=folder, output_loading_info=True, local_files_only=True
         )
@@ -125,7 +126,7 @@ def test_diffusers_loads_the_folder_strictly(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, case.velocities(student.model), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["hunyuan_video", "wan_i2v", "wan22_t2v", "cogvideox_5b"])
+@pytest.mark.parametrize("name", ["hunyuan_video", "wan_i2v", "wan22_t2v", "cogvideox_5b", "svd"])
 def test_a_full_native_file_is_a_teacher(name: str, tmp_path: Path) -> None:
     from accvideo_core.models.loading import load_teacher
 

@@ -22,7 +22,8 @@ def guidance(family: Family) -> str:
     if family.cfg is None:
         return "none" if family.guidance is None else f"embedded {family.guidance:g}"
     low = "" if family.cfg.low is None else f", low noise {family.cfg.low:g}"
-    return f"cfg {family.cfg.scale:g}{low}"
+    first = "" if family.cfg.first is None else f", first frame {family.cfg.first:g}"
+    return f"cfg {family.cfg.scale:g}{low}{first}"
 
 
 def experts(family: Family) -> str:

@@ -12,8 +12,8 @@ import torch
 from tiny_families import NAMES, Case, case
 
 from accvideo_core.errors import AccVideoError
+from accvideo_core.models import FAMILIES, kernels, sparse
 from accvideo_core.models import attention as module
-from accvideo_core.models import kernels, sparse
 from accvideo_core.models.attention import attention
 from accvideo_core.models.kernels import KERNELS
 from accvideo_core.models.sparse import (
@@ -179,7 +179,7 @@ def longer(made: Case, frames: int = 8) -> Case:
     return replace(made, x=x, condition=made.condition.select(0))
 
 
-TEXT_TO_VIDEO = [name for name in NAMES if "i2v" not in name]
+TEXT_TO_VIDEO = [n for n in NAMES if "i2v" not in n and FAMILIES[n].joint]
 
 
 @pytest.mark.parametrize("name", TEXT_TO_VIDEO)
@@ -209,6 +209,16 @@ def test_every_family_computes_the_pattern(name: str, monkeypatch: pytest.Monkey
         found = made.velocities(made.model)
     assert (found - expected).abs().max() < 1e-5
     assert (dense - expected).abs().max() > 1e-3
+
+
+def test_a_unet_has_no_pattern() -> None:
+    made = case("svd")
+    before = made.model.module.mid_block.attentions[0].transformer_blocks[0].attn1.processor  # type: ignore
+    with pytest.raises(AccVideoError, match="within frames and along time.*use dense attention"):
+        with attention(made.model, "sdpa", "radial"):
+            pass
+    after = made.model.module.mid_block.attentions[0].transformer_blocks[0].attn1.processor  # type: ignore
+    assert after is before
 
 
 @pytest.mark.parametrize("name", ["hunyuan_video", "wan_t2v", "cogvideox_5b"])
