@@ -244,7 +244,8 @@ def sampling_of(
                 f"{len(student.key_times) - 1} key times; leave {name} out"
             )
     if student is not None:
-        return Sampling(student.model, student.key_times, student.info.guidance)
+        info = student.info
+        return Sampling(student.model, info.key_times, info.guidance, info.solver)
     if args.preset is not None:
         chosen = preset(args.preset)
         if family.name not in chosen.families:

@@ -86,6 +86,8 @@ class StudentInfo:
     """Pixels of the videos it was trained on."""
     recipe: dict[str, Any] = field(default_factory=dict)
     steps_trained: int = 0
+    solver: str = "euler"
+    """How to sample it between its key times: a name in `solvers.SOLVERS`."""
 
     def __post_init__(self) -> None:
         validate_times(self.key_times)
@@ -119,7 +121,9 @@ class StudentInfo:
         """
         try:
             names = [f.name for f in fields(cls)]
-            return cls.from_dict({n: json.loads(metadata[_METADATA_PREFIX + n]) for n in names})
+            # What came later is not in every file.
+            known = [n for n in names if n != "solver" or _METADATA_PREFIX + n in metadata]
+            return cls.from_dict({n: json.loads(metadata[_METADATA_PREFIX + n]) for n in known})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise AccVideoError(
                 f"the file's header does not describe an AccVideo student ({error!r}); "

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from accvideo_core.distill.recipes import PRESETS, Recipe, preset
+from accvideo_core.distill.specs import SPECS
 from accvideo_core.distill.student import LoraSpec
 from accvideo_core.errors import AccVideoError
 from accvideo_core.flow import time_grid
@@ -90,7 +91,7 @@ def test_values_out_of_range_are_named(change: dict[str, Any], message: str) -> 
 RANGED = [
     f.name
     for f in fields(Recipe)
-    if f.name not in ("name", "lora", "seed") and not isinstance(f.default, bool)
+    if f.name not in ("name", "lora", "seed", *SPECS) and not isinstance(f.default, bool)
 ]
 
 
