@@ -89,7 +89,7 @@ class Recipe:
     trajectory_weight: float = 1.0
     """Weight of trajectory guidance (Eq. 6)."""
     adv_weight: float = 0.1
-    """lambda of the adversarial term; SF-V, which weighs the other one, LADD and UFOGen take 1."""
+    """lambda of the adversarial term."""
     gan_loss: str = "logistic"
     """"logistic" (non-saturating) or "hinge"; Eq. 7 fixes only the game's value."""
     updates: str = "summed"

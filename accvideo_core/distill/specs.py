@@ -37,7 +37,7 @@ class SfvSpec:
     p_std: float = -1.0
     """P_std of Eq. 7, the published one. Its sign cancels in the normalisation; the size counts."""
     recon_weight: float = 0.1
-    """lambda of the reconstruction loss (Eq. 10)."""
+    """lambda of the reconstruction loss (Eq. 10), where `adv_weight` of the recipe is 1."""
     recon_norm: str = "mean"
     """What the pseudo-Huber loss (Eq. 9) is taken of: the root of the "mean" square, so that one
     lambda suits every size, or the norm as it is written ("sum"), which in a clip of 768 x 448

@@ -184,7 +184,7 @@ class Watch:
         device = student.as_teacher().device
         noise, cond = clip.noise.to(device), clip.cond.to(device)
         try:
-            times, solver = student.key_times, student.info.solver
+            times, solver = student.key_times, self.info.solver
             return sample(student, cond, noise, times, monitor, solver=solver).cpu()
         except AccVideoError as error:
             remedy = "load the teacher in bfloat16 or float32"
