@@ -92,6 +92,11 @@ class StudentInfo:
     def __post_init__(self) -> None:
         validate_times(self.key_times)
 
+    @property
+    def any_steps(self) -> bool:
+        """Whether other times than its own may be tried: it predicts clean latents from each."""
+        return self.solver == "renoise"
+
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form; `StudentInfo.from_dict` reads it back."""
         return asdict(self)

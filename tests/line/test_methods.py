@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
+from accvideo_core.arguments import sampling_of
 from accvideo_core.conditioning import Condition, Prompt
 from accvideo_core.distill.checkpoint import load_checkpoint
 from accvideo_core.distill.memory_plan import MemoryPlan
@@ -29,7 +32,7 @@ from accvideo_core.models.footprint import tensor_bytes
 from accvideo_core.models.loading import load_teacher
 from accvideo_core.models.tiny import embedded_teacher_path
 from accvideo_core.monitor import Cancelled, Progress
-from accvideo_core.sampling import sample
+from accvideo_core.sampling import SamplePlan, sample
 from accvideo_core.trajectories.record import RecordSpec, record
 from accvideo_core.trajectories.store import TrajectoryDataset
 
@@ -78,6 +81,11 @@ def weights(result: TrainResult) -> dict[str, Tensor]:
     return result.student.state_dict()
 
 
+def asking(steps: int) -> Namespace:
+    """The options of a command that samples a student in so many steps."""
+    return Namespace(steps=steps, preset=None, shift=None)
+
+
 def cancel_at(step: int) -> Any:
     def monitor(progress: Progress) -> None:
         if progress.step == step:
@@ -113,7 +121,10 @@ def test_resume_is_exact_and_the_student_and_its_memory_are_as_told(
     assert (again.info.solver, again.key_times) == ("renoise", student.key_times)
     cond, noise = tiny.condition(2).with_guidance(6.0), tiny.latents(2)
     for steps in (1, 2, 4, 8):
-        x = sample(again, cond, noise, grid(steps), solver=again.info.solver)
+        known = cast(Any, SimpleNamespace(model=teacher))
+        how = sampling_of(asking(steps), known, again, SamplePlan(5, 16, 16))
+        assert how.times == grid(steps)
+        x = sample(again, cond, noise, how.times, solver=how.solver)
         assert torch.isfinite(x).all() and x.shape == noise.shape
 
 
