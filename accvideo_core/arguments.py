@@ -254,14 +254,17 @@ def sampling_of(
     from .presets import preset
 
     family = teacher.model.family
+    any_steps = student is not None and student.info.any_steps
     for name, value in (("--steps", args.steps), ("--preset", args.preset)):
-        if student is not None and value is not None:
+        if student is not None and value is not None and not (any_steps and name == "--steps"):
             raise AccVideoError(
                 f"{name} {value} cannot be chosen with --student, which has its own "
                 f"{len(student.key_times) - 1} key times; leave {name} out"
             )
     if student is not None:
-        return Sampling(student.model, student.key_times, student.info.guidance)
+        info, size = student.info, (plan.height, plan.width)
+        times = family.time_grid(args.steps, args.shift, size) if args.steps else info.key_times
+        return Sampling(student.model, times, info.guidance, info.solver)
     if args.preset is not None:
         chosen = preset(args.preset)
         if family.name not in chosen.families:

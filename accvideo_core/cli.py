@@ -326,7 +326,9 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         help="student file, with a name for the table; may be given more than once",
     )
     parser.add_argument(
-        "--steps", default="", help='more teacher steps to show, such as "10,4" (the students\')'
+        "--steps",
+        default="",
+        help='more steps to show, such as "10,4": the teacher\'s, and students\' that take any',
     )
     groups.cfg(parser)
     parser.add_argument("--samples", type=int, default=2, help="samples per prompt (2)")

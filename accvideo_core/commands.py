@@ -194,12 +194,13 @@ def compare(args: Namespace) -> None:
 
     speed = exact_speed_of(args)
     teacher = teacher_of(args)
-    students = []
+    asked_for = {whole_number(x) for x in args.steps.split(",") if x}
+    students: list[Contender] = []
     for text in args.student:
         name, _, file = text.rpartition("=")
         student = load_student(Path(file), teacher.model)
-        students.append(Contender(name or Path(file).stem, student, student.key_times))
-    steps = {one.steps for one in students} | {whole_number(x) for x in args.steps.split(",") if x}
+        students += _students(name or Path(file).stem, student, asked_for)
+    steps = {one.steps for one in students} | asked_for
     negative, cfg = guidance_of(args, teacher)
     asked = guided(teacher.model, negative, cfg)
     contenders = [*_teachers(asked, teacher.model.family, steps), *students]
@@ -312,6 +313,15 @@ def _teachers(asked: VideoModel | Guided, family: Family, steps: set[int]) -> li
         Contender(f"teacher@{count}", asked, family.time_grid(count))
         for count in sorted(steps - {family.steps}, reverse=True)
     ]
+
+
+def _students(name: str, student: Student, steps: set[int]) -> list[Any]:
+    """A student at its own times; and in these numbers of steps, where it takes any."""
+    from .evaluate.compare import Contender
+
+    own, grid = Contender(name, student, student.key_times), student.teacher.family.time_grid
+    others = sorted(steps - {own.steps}, reverse=True) if student.info.any_steps else []
+    return [own, *(Contender(f"{name}@{count}", student, grid(count)) for count in others)]
 
 
 def _dataset(args: Namespace) -> TrajectoryDataset:

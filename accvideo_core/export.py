@@ -27,6 +27,7 @@ from .merged import Fp8Scaled, block_matrices, merged_weights, native_weights
 from .models.experts import networks_of
 from .models.lora_file import EXPERT_KEY, LOW_PREFIX
 from .models.lora_layout import Factors, fuse, truncate
+from .solvers import COMFY_SAMPLERS
 from .student_file import load_student, pair_of, read_student_info, table_of
 
 __all__ = [
@@ -373,7 +374,7 @@ def _header(student: Student, info: StudentInfo, expert: str = "") -> dict[str, 
         "accvideo.teacher": student.teacher.source,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": f"{family.title or family.name} in {steps} steps (AccVideo student)",
-        "modelspec.usage_hint": f"euler, sigmas {listed}; cfg 1{guidance}",
+        "modelspec.usage_hint": f"{COMFY_SAMPLERS[info.solver]}, sigmas {listed}; cfg 1{guidance}",
     }
     own = {EXPERT_KEY: expert} if expert else {}
     return {"format": "pt", **info.as_metadata(), **plain, **own}

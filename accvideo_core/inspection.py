@@ -81,7 +81,7 @@ def _run(path: Path, _verify: bool) -> str:
     losses = [row["loss"] for row in rows[-50:]]
     facts = {
         "recipe": recipe.name,
-        "objective": "trajectory + adversarial" if recipe.adversarial else "trajectory",
+        "objective": recipe.title,
         "student steps": recipe.student_steps,
         "updates": f"{done} of {recipe.train_steps} (last checkpoint {last_step(path)})",
         "loss": f"{sum(losses) / len(losses):.4g} (mean of the last {len(losses)})"

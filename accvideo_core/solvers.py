@@ -129,6 +129,10 @@ def _log_ratio(t: float) -> float:
 SOLVERS: dict[str, Solver] = {"euler": _euler, "renoise": renoise_states, "unipc": unipc_states}
 
 
+COMFY_SAMPLERS = {"euler": "euler", "renoise": "lcm", "unipc": "uni_pc_bh2"}
+"""What ComfyUI calls them."""
+
+
 def solver_named(name: str) -> Solver:
     """The solver of that name."""
     if name not in SOLVERS:

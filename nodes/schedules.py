@@ -14,6 +14,7 @@ from ..accvideo_core.errors import AccVideoError
 from ..accvideo_core.flow import Times
 from ..accvideo_core.presets import Preset, misfit, presets_for
 from ..accvideo_core.presets import preset as preset_named
+from ..accvideo_core.solvers import COMFY_SAMPLERS
 from .sockets import StudentHandle, from_sigmas, network, to_sigmas
 from .vp_sampler import VarianceSampler
 
@@ -95,7 +96,11 @@ def _plan(
     else:
         times = family.time_grid(steps or None, shift or None, size)
     if isinstance(model, StudentHandle):
-        plan = SamplingPlan(times, to_sigmas(times, family), model.student.info.guidance)
+        info = model.student.info
+        plan = SamplingPlan(
+            times, to_sigmas(times, family), info.guidance, solver=info.solver,
+            comfy_sampler=COMFY_SAMPLERS[info.solver],
+        )  # fmt: skip
     else:
         cfg = family.cfg.scale if family.cfg else 1.0
         plan = SamplingPlan(times, to_sigmas(times, family), None, cfg, few_step=False)

@@ -206,7 +206,7 @@ class AccVideoAdversarialTune(io.ComfyNode):
         **more: Any,
     ) -> io.NodeOutput:
         own = {"adv_weight": adversarial_weight, "gan_loss": gan_loss, "seed": seed}
-        fixed = _of_student(student.student.info)
+        fixed = _of_student(student.student.info, preset)
         recipe = recipe_of(
             preset, {**own, **parsed(settings, taken=fixed), **fixed}, train_steps=train_steps,
             batch_size=batch_size, lr=learning_rate, head_lr=head_learning_rate, **more,
@@ -214,10 +214,11 @@ class AccVideoAdversarialTune(io.ComfyNode):
         return _train(model, dataset, recipe, run, student)
 
 
-def _of_student(info: StudentInfo) -> dict[str, Any]:
-    """Fields of the recipe that the student to start from decides."""
+def _of_student(info: StudentInfo, preset: str) -> dict[str, Any]:
+    """Fields of the recipe that the student to start from decides, and tuning itself."""
     return {
-        "adversarial": True,
+        # Other methods are adversarial, or not, by themselves.
+        "adversarial": preset_recipe(preset).method == "accvideo",
         "student_steps": len(info.key_times) - 1,
         "key_times": info.key_times,
         "lora": None if info.lora is None else asdict(info.lora),

@@ -9,8 +9,9 @@ P patch logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from ..errors import AccVideoError
 from ..flow import shift_time
 from ..models.video_model import VideoModel
 from .batch import KeyBatch
-from .head import Head
+from .gan import GAN_LOSSES, Judge, discriminator_term
 from .heads import Heads, over_heads
 from .objective import Phase, Term
 from .projection import prompt_vector
@@ -31,30 +32,6 @@ from .trajectory import trajectory_loss
 
 CALIBRATION_SAMPLES = 8
 """Recorded samples that set the scale of the heads' inputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class GanLoss:
-    """The two sides of the game over one head's patch logits; a positive logit says "real"."""
-
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    """(logits of real, logits of fake) -> scalar."""
-    generator: Callable[[Tensor], Tensor]
-    """Logits of fake -> scalar."""
-
-
-GAN_LOSSES = {
-    # -log D(real) - log(1 - D(fake)) as in Eq. 7. The student minimises -log D(fake), which has the
-    # same fixed point as Eq. 7's log(1 - D(fake)) but a gradient where D is sure.
-    "logistic": GanLoss(
-        lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
-        lambda fake: F.softplus(-fake).mean(),
-    ),
-    "hinge": GanLoss(
-        lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
-        lambda fake: -fake.mean(),
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +84,11 @@ class Adversarial:
 
     def discriminator(self, fake: Sequence[Tensor], batch: KeyBatch, k: int) -> Term:
         """The heads' loss on features of fakes and of the batch's real latents."""
-        recipe = self.recipe
         with torch.no_grad():
             real = self.features(batch.latents[k], batch, k)
-        if penalised := recipe.r1_weight > 0 and recipe.r1 == "features":
-            real = [x.detach().float().requires_grad_() for x in real]
-        d_real = self.heads(k, real, batch.cond)
-        d_fake = self.heads(k, [x.detach() for x in fake], batch.cond)
-        loss = over_heads(GAN_LOSSES[recipe.gan_loss].discriminator, d_real, d_fake)
-        if penalised:
-            penalty = gradient_penalty(self.heads.of(k), self.heads.inputs(real), d_real)
-            loss = loss + recipe.r1_weight * penalty
-        elif recipe.r1_weight:
-            loss = loss + recipe.r1_weight * self.smoothness(d_real, batch, k)
-        figures = {
-            "real_accuracy": over_heads(lambda real: (real > 0).float().mean(), d_real),
-            "fake_accuracy": over_heads(lambda fake: (fake < 0).float().mean(), d_fake),
-        }
-        return Term("discriminator", loss, trains_heads=True, figures=figures)
+        smoothness = partial(self.smoothness, batch=batch, k=k)
+        judge = Judge(self.heads, k, batch.cond)
+        return discriminator_term(self.recipe, judge, real, fake, smoothness)
 
     def features(self, l: Tensor, batch: KeyBatch, k: int) -> list[Tensor]:  # noqa: E741
         """The frozen teacher's features of latents at t'_k, each [B, T, h, w, D] (Eq. 8)."""
@@ -154,22 +118,6 @@ class Adversarial:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.rollout.load_state_dict(state)
-
-
-def gradient_penalty(
-    heads: Sequence[Head], features: Sequence[Tensor], logits: Sequence[Tensor]
-) -> Tensor:
-    """R1 on the heads' inputs: the squared gradient norm of a patch logit, averaged over patches.
-
-    || grad_x D ||^2 with respect to the standardised features, so that one weight suits every
-    backbone, block and size of clip. `features` are leaves that `logits` were computed from. The
-    backbone lies outside: nothing is differentiated twice but the heads.
-    """
-    penalties = []
-    for head, x, d in zip(heads, features, logits, strict=True):
-        (gradient,) = torch.autograd.grad(d.sum(), x, create_graph=True)
-        penalties.append((gradient * head.std).square().sum() / d.numel())
-    return torch.stack(penalties).mean()
 
 
 def feature_blocks(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..flow import Times, find_times
-from ..latents import key_generator
+from ..latents import key_generator, seeded_noise
 from ..trajectories.store import TrajectoryDataset
 
 _MEMORY_LIMIT = 2 * 2**30
@@ -41,11 +41,37 @@ class KeyBatch:
     """Numbers of the samples' trajectories among those of the run."""
     step: int = 0
     """The update (from 0) that it was drawn for."""
+    key: str = ""
+    """What further random numbers follow from, with a name and a sample's place."""
+    places: tuple[int, ...] = ()
+    """The samples' places in the whole batch, of which this may be a part."""
 
     @property
     def steps(self) -> int:
         """m, the student's steps."""
         return len(self.t) - 1
+
+    @property
+    def intervals(self) -> int:
+        """What there is to train between the recorded times; data alone count as one."""
+        return max(1, self.steps)
+
+    def noise(self, name: str) -> Tensor:
+        """Further fresh noise [B, C, T, H, W], the same whatever parts the batch is computed in."""
+        if self.z.is_meta:
+            return torch.empty_like(self.z)
+        shape = self.z.shape[1:]
+        rows = [seeded_noise(shape, self.key, name, place) for place in self._all_places()]
+        return torch.stack(rows).to(self.z.device)
+
+    def uniform(self, name: str) -> Tensor:
+        """Further uniform numbers [B] float64, in main memory."""
+        generators = [key_generator(self.key, name, place) for place in self._all_places()]
+        numbers = [torch.rand((), generator=g, dtype=torch.float64) for g in generators]
+        return torch.stack(numbers)
+
+    def _all_places(self) -> Sequence[int]:
+        return self.places or range(len(self.z))
 
     def split(self, parts: int) -> Iterator[KeyBatch]:
         """`parts` equal batches, in order."""
@@ -59,25 +85,27 @@ class KeyBatch:
                 z=self.z[rows],
                 u=self.u[rows],
                 records=self.records[rows],
+                places=tuple(self._all_places())[rows],
             )
 
 
 class KeyStates:
-    """A dataset's states at the key times; in memory when they are small."""
+    """A dataset's states at the times that a method reads; in memory when they are small."""
 
     def __init__(
-        self, dataset: TrajectoryDataset, key_times: Times, count: int | None = None
+        self, dataset: TrajectoryDataset, times: Times, count: int | None = None
     ) -> None:
         """
         Args:
+            times: falling; the student's key times, or 0 alone for a method that learns from data.
             count: only the first trajectories, by id; None takes all.
 
         Raises:
-            AccVideoError: the dataset holds too few trajectories, or a key time was not recorded.
+            AccVideoError: the dataset holds too few trajectories, or a time was not recorded.
         """
         self.dataset = dataset
         self.ids = _first(dataset, count)
-        self.t = tuple(reversed(key_times))
+        self.t = tuple(reversed(times))
         self._rows = _stored_rows(dataset, self.t)
         self.shape = dataset.info.shape
         size = len(self.ids) * 4 * len(self.t) * torch.Size(self.shape).numel()
@@ -102,7 +130,8 @@ class KeyStates:
         noise = key_generator(seed, "noise", step)
         z = torch.randn(size, *self.shape, generator=noise)[rows].to(device)
         u = torch.rand(size, generator=noise)[rows].to(device)
-        return self.gather(drawn, z, u)
+        places = tuple(range(size))[rows]
+        return replace(self.gather(drawn, z, u), key=f"{seed}/{step}", places=places)
 
     def gather(self, records: Sequence[int], z: Tensor, u: Tensor) -> KeyBatch:
         """The batch of these records, by number, with given noise [B, C, T, H, W] and u [B]."""

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from ..conditioning import Condition
 from ..latents import key_generator
 from .head import FeatureScale, Head, SpatialHead, TemporalHead
-from .projection import prompt_vector
+from .projection import condition_vector
 from .recipes import Recipe
 
 Blocks = Sequence[Sequence[int]]
 _KINDS: dict[str, dict[str, type[Head]]] = {
     "spatial": {"": SpatialHead},
     "spatial_temporal": {"": SpatialHead, "_temporal": TemporalHead},
+    "temporal": {"_temporal": TemporalHead},
 }
 """Heads of one feature block, by the ending of their names."""
 
@@ -46,7 +47,7 @@ class Heads(nn.Module):
             features: width D of every block's features.
             recipe: its head_* fields choose the heads. The weights follow from its seed alone; the
                 global generator is left alone.
-            prompt: width of the prompt vector that heads are conditioned on; None for no condition.
+            prompt: width of the vector that heads are conditioned on; None for no condition.
         """
         super().__init__()
         self.blocks = tuple(tuple(per_time) for per_time in blocks)
@@ -69,12 +70,15 @@ class Heads(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, k: int, features: Sequence[Tensor], cond: Condition) -> list[Tensor]:
+    def forward(
+        self, k: int, features: Sequence[Tensor], cond: Condition, t: Tensor | None = None
+    ) -> list[Tensor]:
         """Patch logits [B, P] of every head of H_k.
 
-        `features` [B, T, h, w, D], any T, h and w, are in the order of `blocks[k]`.
+        `features` [B, T, h, w, D], any T, h and w, are in the order of `blocks[k]`; `t` [B] is
+        their time, where the heads are told.
         """
-        prompt = prompt_vector(cond) if self.conditioned else None
+        prompt = condition_vector(cond, t) if self.conditioned else None
         seen = self.inputs(features)
         return [head(x, prompt) for head, x in zip(self.of(k), seen, strict=True)]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batch import KeyBatch
 from .student import Student
@@ -52,6 +52,11 @@ class Objective(Protocol):
     @property
     def phases(self) -> Sequence[Phase]:
         """The phases of every update, in order."""
+        ...
+
+    @property
+    def heads(self) -> nn.Module | None:
+        """What is trained beside the student."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:

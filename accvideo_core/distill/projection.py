@@ -2,7 +2,7 @@
 
 Projection discriminator (Miyato and Koyama), as in SF-V's heads (Sec. 3.3) and StyleGAN-T's: the
 inner product of the head's channels with an embedding is added to every logit. SF-V conditions its
-spatial heads on the frame's index as well.
+spatial heads on the frame's index as well, and all heads on the noise level.
 
 Shapes: B batch, L text tokens, P width of the prompt vector, R rows of a sample (its frames, or the
 positions of its grid).
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..conditioning import Condition
 
 _FREQUENCIES = 8
+_TIME_FREQUENCIES = 4
 
 
 class Projection(nn.Module):
@@ -42,6 +43,18 @@ class Projection(nn.Module):
             embedded = embedded + self.frame(frame_code(rows.shape[1]).to(x.device))
         fit = torch.einsum("brw...,brw->br...", rows, embedded.expand(rows.shape[:3]))
         return fit.flatten(0, 1)[:, None] / math.sqrt(x.shape[1])
+
+
+def condition_vector(cond: Condition, t: Tensor | None = None) -> Tensor:
+    """What heads are conditioned on [B, P]: the prompt and, with `t` [B], a noise level."""
+    prompt = prompt_vector(cond)
+    return prompt if t is None else torch.cat([prompt, time_code(t).to(prompt)], dim=1)
+
+
+def time_code(t: Tensor) -> Tensor:
+    """Sinusoids of flow times [B] -> [B, 8]; the slowest goes through half a turn from 0 to 1."""
+    angles = math.pi * t[:, None] * 2.0 ** torch.arange(_TIME_FREQUENCIES, device=t.device)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def prompt_vector(cond: Condition) -> Tensor:

@@ -93,10 +93,9 @@ def recipe_json(recipe: Recipe) -> str:
 def summary(recipe: Recipe) -> str:
     """A recipe in one line."""
     adapters = "all weights" if recipe.lora is None else f"LoRA of rank {recipe.lora.rank}"
-    objective = "trajectory + adversarial" if recipe.adversarial else "trajectory"
     steps = f"{recipe.student_steps} step" + "s" * (recipe.student_steps > 1)
     work = f"{recipe.train_steps} updates of {recipe.batch_size} samples"
-    return f"{steps}, {adapters}, {objective}, {work}, lr {recipe.lr:g}"
+    return f"{steps}, {adapters}, {recipe.title}, {work}, lr {recipe.lr:g}"
 
 
 def explained(recipe: Recipe) -> str:
@@ -115,7 +114,7 @@ def _explained(settings: Any, usual: Any, prefix: str) -> Iterator[str]:
         yield f"{name}:" if nested else f"{name}: {_json(value)}{other}"
         yield fill(docs[field.name], 96, initial_indent="    ", subsequent_indent="    ")
         if nested:
-            yield from _explained(value, default, f"{name}.")
+            yield from _explained(value, default or type(value)(), f"{name}.")
 
 
 def _json(value: Any) -> str:

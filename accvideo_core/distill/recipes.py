@@ -6,32 +6,18 @@ one field here, with our default and its reason.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import AccVideoError
 from ..fields import check_fields
-from ..flow import Times, key_indices, validate_times
+from ..flow import Times, key_indices
+from .recipe_checks import CHOICES, GAN_NAMES, SCHEDULES, check_recipe
+from .specs import SPECS, ConsistencySpec, LaddSpec, SfvSpec, Spec, UfogenSpec
 from .student import LoraSpec
 
-SCHEDULES = ("constant", "cosine", "linear")
-GAN_NAMES = ("logistic", "hinge")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": SCHEDULES,
-    "gan_loss": GAN_NAMES,
-    "iteration": ("interval", "sweep"),
-    "updates": ("summed", "separate"),
-    "rollout": ("direct", "queued"),
-    "heads": ("timestep", "shared"),
-    "head_kind": ("spatial", "spatial_temporal"),
-    "r1": ("approximate", "features"),
-    "optimizer": ("adamw", "adamw_8bit", "adafactor"),
-    "best_by": ("latent_mse", "motion", "saturation", "diversity"),
-}
-"""What the fields that hold a name may be."""
-
+__all__ = ["CHOICES", "GAN_NAMES", "PRESETS", "SCHEDULES", "Recipe", "preset"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -46,6 +32,14 @@ class Recipe:
     """m + 1 falling times; None takes every n/m-th of the dataset's own grid, as the paper does."""
     adversarial: bool = False
     """Add the adversarial term (Eq. 7) to trajectory guidance (Eq. 6)."""
+    sf_v: SfvSpec | None = None
+    """Train by SF-V instead of AccVideo's method."""
+    ladd: LaddSpec | None = None
+    """Train by LADD."""
+    ufogen: UfogenSpec | None = None
+    """Train by UFOGen."""
+    consistency: ConsistencySpec | None = None
+    """Train by latent consistency distillation."""
     lora: LoraSpec | None = LoraSpec()
     """Adapters, or None for full fine-tuning. A run that starts from a student keeps that one's."""
 
@@ -113,7 +107,8 @@ class Recipe:
     times that look at the same block (all of them where `feature_blocks` are named)."""
     head_kind: str = "spatial"
     """"spatial": 2-D convolutions on every latent frame, as published; "spatial_temporal" adds 1-D
-    ones along time (SF-V), should students learn to stand still."""
+    ones along time (SF-V), should students learn to stand still; "temporal" has those alone, for
+    SF-V's ablation."""
     head_conditioning: bool = False
     """Project the prompt onto the heads' features, and the frame's index onto the spatial ones'
     (SF-V, StyleGAN-T); the paper tells none."""
@@ -121,7 +116,8 @@ class Recipe:
     """Channels of a head."""
     feature_blocks: tuple[int, ...] | None = None
     """Teacher blocks (from 0) that the heads look at; None takes the paper's: the last one for
-    t > 0, the one at two thirds of the depth for t = 0."""
+    t > 0, the one at two thirds of the depth for t = 0. SF-V, LADD and UFOGen take four of them,
+    evenly spaced: all that the encoder of SF-V's network has."""
     clean_time_shift: float | None = None
     """How the frozen teacher is shown clean latents (k = 0): None at t = 0 as published, a number s
     at times drawn from shift_s(U(0, 1)) (Seaweed-APT, s = 12), should t = 0 tell too little."""
@@ -152,8 +148,29 @@ class Recipe:
     """So many checkpoints are kept, the last ones."""
 
     def __post_init__(self) -> None:
-        for check in (_check_numbers, _check_names, _check_shapes, _check_together):
-            check(self)
+        check_recipe(self)
+
+    @property
+    def method(self) -> str:
+        """Which of `methods.METHODS` trains; AccVideo's own where none is named."""
+        return next((name for name in SPECS if getattr(self, name) is not None), "accvideo")
+
+    @property
+    def spec(self) -> Spec | None:
+        """What is chosen for that method; None for AccVideo's own, whose fields are here."""
+        return getattr(self, self.method, None)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether a discriminator is trained beside the student."""
+        return self.adversarial if self.spec is None else self.spec.has_heads
+
+    @property
+    def title(self) -> str:
+        """What the student learns by, for people."""
+        if self.spec is not None:
+            return self.spec.title
+        return "trajectory + adversarial" if self.adversarial else "trajectory"
 
     def times(self, grid: Times) -> Times:
         """The m + 1 falling key times on a dataset whose teacher used `grid`."""
@@ -185,92 +202,11 @@ class Recipe:
         if isinstance(values.get("lora"), Mapping):
             check_fields(LoraSpec, values["lora"], "recipe.lora")
             values["lora"] = LoraSpec.from_dict(values["lora"])
+        for name, spec in SPECS.items():
+            if isinstance(values.get(name), Mapping):
+                check_fields(spec, values[name], f"recipe.{name}")
+                values[name] = spec(**values[name])
         return cls(**values)
-
-
-def _check_numbers(recipe: Recipe) -> None:
-    rules = [
-        (1, None, ("student_steps", "train_steps", "batch_size", "accumulate", "head_width")),
-        (1, None, ("checkpoint_every", "keep_checkpoints", "trajectories", "head_updates")),
-        (1, None, ("validation_clips", "patience")),
-        (0, None, ("warmup", "weight_decay", "trajectory_weight", "adv_weight", "r1_weight")),
-        (0, None, ("swap_blocks", "validate_every")),
-        (0, 1, ("ema",)),
-    ]
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
-        if isinstance(value, float) and math.isinf(value):
-            raise AccVideoError(f"recipe.{field.name} is {value}; it must be finite")
-    for low, high, names in rules:
-        for name in names:
-            value = getattr(recipe, name)
-            if value is not None and not (value >= low and (high is None or value < high)):
-                bound = f"at least {low}" + ("" if high is None else f" and below {high}")
-                raise AccVideoError(f"recipe.{name} is {value}; it must be {bound}")
-    for name in ("lr", "head_lr", "clip", "clean_time_shift", "r1_sigma"):
-        value = getattr(recipe, name)
-        if value is not None and not value > 0:
-            raise AccVideoError(f"recipe.{name} is {value}; it must be positive")
-    for name in ("betas", "head_betas"):
-        betas = getattr(recipe, name)
-        if len(betas) != 2 or any(not 0 <= beta < 1 for beta in betas):
-            raise AccVideoError(
-                f"recipe.{name} is {betas}; it holds two numbers of at least 0 and below 1"
-            )
-
-
-def _check_names(recipe: Recipe) -> None:
-    for name, choices in CHOICES.items():
-        value = getattr(recipe, name)
-        if value not in choices and not (value is None and name == "best_by"):
-            raise AccVideoError(f"recipe.{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def _check_shapes(recipe: Recipe) -> None:
-    if recipe.feature_blocks == ():
-        raise AccVideoError("recipe.feature_blocks is empty; name a block, or use None")
-    blocks = recipe.feature_blocks or ()
-    if any(block < 0 for block in blocks) or len(set(blocks)) < len(blocks):
-        raise AccVideoError(
-            f"recipe.feature_blocks is {blocks}; name every block once, counted from 0"
-        )
-    if recipe.batch_size % recipe.accumulate:
-        raise AccVideoError(
-            f"recipe.accumulate is {recipe.accumulate}, which does not divide "
-            f"recipe.batch_size {recipe.batch_size}; choose a divisor"
-        )
-    if recipe.key_times is None:
-        return
-    if len(validate_times(recipe.key_times)) != recipe.student_steps + 1:
-        raise AccVideoError(
-            f"recipe.key_times holds {len(recipe.key_times)} times; {recipe.student_steps} "
-            f"student steps need {recipe.student_steps + 1}"
-        )
-
-
-def _check_together(recipe: Recipe) -> None:
-    """Fields that need one another."""
-    if recipe.swap_blocks and recipe.lora is None:
-        raise AccVideoError(
-            f"recipe.swap_blocks is {recipe.swap_blocks}, but weights that are trained cannot wait "
-            "in main memory; train a LoRA, or set it to 0"
-        )
-    if recipe.swap_blocks and not recipe.gradient_checkpointing:
-        raise AccVideoError(
-            f"recipe.swap_blocks is {recipe.swap_blocks}, which needs gradient_checkpointing; "
-            "switch that on, or set swap_blocks to 0"
-        )
-    for name in ("best_by", "patience"):
-        if getattr(recipe, name) is not None and not recipe.validate_every:
-            raise AccVideoError(
-                f"recipe.{name} is {getattr(recipe, name)}, but nothing is looked at; "
-                "set validate_every, such as 100"
-            )
-    if recipe.patience is not None and recipe.best_by is None:
-        raise AccVideoError(
-            f"recipe.patience is {recipe.patience} without a figure to go by; "
-            f"set best_by to one of {', '.join(CHOICES['best_by'])}"
-        )
 
 
 _PAPER = Recipe(name="paper", adversarial=True, lora=None, validate_every=100)
@@ -292,6 +228,41 @@ _TINY_ADVERSARIAL = replace(
     _TINY, name="tiny-adversarial", adversarial=True, lr=3e-4, train_steps=120, r1_weight=10.0
 )
 
+_SF_V = Recipe(
+    name="sf-v",
+    sf_v=SfvSpec(),
+    student_steps=1,
+    lora=None,
+    train_steps=50_000,
+    batch_size=32,
+    accumulate=4,
+    lr=1e-5,
+    head_lr=1e-4,
+    betas=(0.5, 0.999),
+    head_betas=(0.5, 0.999),
+    weight_decay=0.0,
+    ema=0.95,
+    adv_weight=1.0,
+    gan_loss="hinge",
+    head_kind="spatial_temporal",
+    head_conditioning=True,
+    r1="features",
+    r1_weight=1.0,
+    validate_every=100,
+)
+_LADD = replace(
+    _SF_V, name="ladd", sf_v=None, ladd=LaddSpec(), student_steps=4,
+    key_times=(1.0, 0.75, 0.5, 0.25, 0.0),
+)  # fmt: skip
+_CONSISTENCY = Recipe(
+    name="consistency", consistency=ConsistencySpec(), student_steps=4, lora=LoraSpec(),
+    train_steps=10_000, lr=1e-4, ema=0.95, weight_decay=0.0, validate_every=100,
+)  # fmt: skip
+_TINY_SF_V = replace(
+    _SF_V, name="tiny-sf-v", lora=LoraSpec(rank=64), train_steps=400, batch_size=16, accumulate=1,
+    lr=3e-4, head_lr=1e-3, warmup=10, schedule="cosine", ema=0.98, head_width=64, validate_every=0,
+)  # fmt: skip
+
 PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -307,6 +278,15 @@ PRESETS: dict[str, Recipe] = {
         _TINY_ADVERSARIAL,
         replace(_TINY, name="tiny-trajectory-2", student_steps=2),
         replace(_TINY_ADVERSARIAL, name="tiny-adversarial-2", student_steps=2),
+        # SF-V, and what it compares itself with.
+        _SF_V,
+        _LADD,
+        replace(_LADD, name="ufogen", ladd=None, ufogen=UfogenSpec()),
+        _CONSISTENCY,
+        _TINY_SF_V,
+        replace(_TINY_SF_V, name="tiny-ladd", sf_v=None, ladd=LaddSpec(), student_steps=4),
+        replace(_TINY_SF_V, name="tiny-ufogen", sf_v=None, ufogen=UfogenSpec(), student_steps=4),
+        replace(_TINY, name="tiny-consistency", consistency=ConsistencySpec(), student_steps=4),
     )
 }
 

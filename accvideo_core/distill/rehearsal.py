@@ -24,13 +24,13 @@ from ..models.experts import networks_of
 from ..models.footprint import on_meta, tensor_bytes, tensors_of, without_values
 from ..models.ledger import Ledger, fused_kernels
 from ..models.video_model import VideoModel
-from .adversarial import CALIBRATION_SAMPLES, build_adversarial
 from .batch import KeyBatch
 from .memory import OFFLOADED_BYTES, savings
-from .objective import Objective, Terms
+from .methods import METHODS
+from .objective import Terms
 from .recipes import Recipe
+from .setting import Setting
 from .student import Student, StudentInfo
-from .trajectory import TrajectoryGuidance
 
 
 class Rehearsal:
@@ -75,13 +75,18 @@ class Rehearsal:
         ledger = self.ledger
         preview = batch_without_values(batch, 1)
         self.trained, self.heads = list(student.trainable().values()), []
-        objective: Objective = TrajectoryGuidance()
-        if recipe.adversarial:
-            _real = batch_without_values(batch, CALIBRATION_SAMPLES)
-            # The heads see one of them at a time.
-            objective = game = build_adversarial(_counted(recipe), teacher, preview)
-            self.heads = list(game.heads.parameters())
-            del _real
+        held: list[KeyBatch] = []
+
+        def real(count: int) -> KeyBatch:
+            """So many lie there, and the heads see one at a time."""
+            held.append(batch_without_values(batch, count))
+            return preview
+
+        setting = Setting(_counted(recipe), teacher, student.key_times, real)
+        objective = METHODS[recipe.method].build(setting)
+        held.clear()
+        if objective.heads is not None:
+            self.heads = list(objective.heads.parameters())
         self.building = ledger.peak
         """The most at once before the first update."""
         whole = batch_without_values(batch, recipe.batch_size)
@@ -101,7 +106,7 @@ class Rehearsal:
         """Every term forward and back, at the noisiest key time: its features are the deepest."""
         ledger, away = self.ledger, self.away
         before = ledger.live
-        for term in terms(student, part, part.steps - 1):
+        for term in terms(student, part, part.intervals - 1):
             self.activations = max(self.activations, ledger.live - before)
             self.offloaded, away.bytes = max(self.offloaded, away.bytes), 0
             inputs = self.heads if term.trains_heads else self.trained

@@ -60,9 +60,18 @@ def open_run(
     path = folder / CONFIG_FILE
     if path.exists():
         free = _FREE + (("recipe.train_steps",) if recipe.schedule == "constant" else ())
-        _check_same(folder.name, flat_settings(read_json(path)), flat_settings(config), free)
+        _check_same(folder.name, flat_settings(_known(path)), flat_settings(config), free)
     if write:
         write_json(path, config)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What a run was started with; settings that came later stand at their defaults."""
+    known = read_json(path)
+    if not isinstance(known, dict) or not {"recipe", "student"} <= known.keys():
+        raise AccVideoError(f"{path} describes no training run; choose another run name")
+    recipe = {**Recipe().as_dict(), **known["recipe"]}
+    return {**known, "recipe": recipe, "student": {"solver": "euler", **known["student"]}}
 
 
 def student_of_run(folder: Path, teacher: VideoModel) -> Student:

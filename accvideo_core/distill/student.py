@@ -86,9 +86,16 @@ class StudentInfo:
     """Pixels of the videos it was trained on."""
     recipe: dict[str, Any] = field(default_factory=dict)
     steps_trained: int = 0
+    solver: str = "euler"
+    """How to sample it between its key times: a name in `solvers.SOLVERS`."""
 
     def __post_init__(self) -> None:
         validate_times(self.key_times)
+
+    @property
+    def any_steps(self) -> bool:
+        """Whether other times than its own may be tried: it predicts clean latents from each."""
+        return self.solver == "renoise"
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form; `StudentInfo.from_dict` reads it back."""
@@ -119,7 +126,9 @@ class StudentInfo:
         """
         try:
             names = [f.name for f in fields(cls)]
-            return cls.from_dict({n: json.loads(metadata[_METADATA_PREFIX + n]) for n in names})
+            # What came later is not in every file.
+            known = [n for n in names if n != "solver" or _METADATA_PREFIX + n in metadata]
+            return cls.from_dict({n: json.loads(metadata[_METADATA_PREFIX + n]) for n in known})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise AccVideoError(
                 f"the file's header does not describe an AccVideo student ({error!r}); "

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,23 +24,24 @@ from ..errors import AccVideoError
 from ..models.video_model import VideoModel
 from ..monitor import Cancelled, Held, Monitor, Progress, silent
 from ..ranks import ALONE, Ranks
+from ..solvers import solver_named
 from ..trajectories.stats import Decode
 from ..trajectories.store import TrajectoryDataset
-from .adversarial import CALIBRATION_SAMPLES, build_adversarial, check_features
+from .adversarial import check_features
 from .batch import KeyBatch, KeyStates
 from .checkpoint import kept, load_checkpoint, save_checkpoint
 from .memory import check_savings, savings
 from .memory_check import log_plan, planner_of, settle_memory
 from .memory_plan import MemoryPlan
+from .methods import METHODS
 from .metrics import METRICS_FILE, Means, append_metrics, read_metrics
 from .objective import Objective, Terms
 from .optimiser import Average, Role, lr_factor
 from .recipes import Recipe
-from .rollout import build_rollout, generate
 from .run import open_run
+from .setting import Setting
 from .sharding import check_ranks, spread
 from .student import Student, StudentInfo
-from .trajectory import TrajectoryGuidance
 from .watch import Watch
 from .watch_words import broken
 
@@ -96,8 +98,7 @@ def distill(
         _check_teacher(teacher, dataset, start)
         check_features(recipe, teacher)
         check_savings(recipe, teacher)
-        states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
-        info = _info(teacher, states, recipe, start)
+        states, info = _learning(teacher, dataset, recipe, start)
         check_ranks(ranks, recipe, info, teacher, states.shape)
         if ranks.size == 1:
             planner = planner_of(teacher, info, states, recipe, start is None)
@@ -125,8 +126,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """The memory that `distill` with the same arguments needs, here or on another `device`."""
     _check_teacher(teacher, dataset, start)
-    states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
-    info = _info(teacher, states, recipe, start)
+    states, info = _learning(teacher, dataset, recipe, start)
     return planner_of(teacher, info, states, recipe, start is None, device)(recipe)
 
 
@@ -147,22 +147,29 @@ class _Run:
         self.student, self.states, self.recipe, self.folder = student, states, recipe, folder
         self.watch, self.ranks = watch, ranks
         self.step = 0
-        self.objective: Objective = TrajectoryGuidance()
         self.device = teacher.device
         self.preview_batch = states.batch(1, recipe.seed, "preview", self.device)
         teacher = spread(student, teacher, ranks, start)
         if start is not None:
             student.load_state_dict(start.state_dict())
         self.roles = {"student": Role(student.trainable(), recipe.lr, recipe.betas, recipe)}
-        if recipe.adversarial:
-            real = states.batch(CALIBRATION_SAMPLES, recipe.seed, "calibration", self.device)
-            rollout = build_rollout(recipe, states, ranks)
-            adversarial = build_adversarial(recipe, teacher, real, rollout)
-            heads, head_lr = dict(adversarial.heads.named_parameters()), recipe.head_lr or recipe.lr
-            self.roles["heads"] = Role(heads, head_lr, recipe.head_betas, recipe)
-            self.roles["student"].others = [*heads.values()]
-            self.objective = adversarial
         self.average = None if recipe.ema is None else Average(self.roles["student"], recipe.ema)
+        self.objective = self.build(teacher)
+        if self.objective.heads is not None:
+            heads, head_lr = dict(self.objective.heads.named_parameters()), recipe.head_lr
+            self.roles["heads"] = Role(heads, head_lr or recipe.lr, recipe.head_betas, recipe)
+            self.roles["student"].others = [*heads.values()]
+
+    def build(self, teacher: VideoModel) -> Objective:
+        """What the recipe's method minimises."""
+        recipe, states = self.recipe, self.states
+
+        def real(count: int) -> KeyBatch:
+            return states.batch(count, recipe.seed, "calibration", self.device)
+
+        key_times = self.student.key_times
+        setting = Setting(recipe, teacher, key_times, real, states, self.average, self.ranks)
+        return METHODS[recipe.method].build(setting)
 
     def resume(self) -> None:
         """Take over the last checkpoint, if there is one."""
@@ -231,9 +238,9 @@ class _Run:
 
         Of phases that train the same role, the last one's figures are kept.
         """
-        recipe, m = self.recipe, self.recipe.student_steps
-        falling = range(m - 1, -1, -1)  # Algorithm 1: from noise to data, and again
-        ks = falling if recipe.iteration == "sweep" else [falling[self.step % m]]
+        recipe, count = self.recipe, self.preview_batch.intervals
+        falling = range(count - 1, -1, -1)  # Algorithm 1: from noise to data, and again
+        ks = falling if recipe.iteration == "sweep" else [falling[self.step % count]]
         factor = lr_factor(recipe, self.step)
         row = {"step": self.step + 1, "lr": self.roles["student"].lr * factor, "loss": 0.0}
         if len(ks) == 1:
@@ -288,11 +295,15 @@ class _Run:
         )
 
     def preview(self) -> Tensor:
-        """Clean latents [2, C, T, H, W] from one recorded noise: the teacher's, the student's."""
-        recorded = self.preview_batch.latents
+        """Clean latents [2, C, T, H, W]: recorded ones, and the student's from their noise, or from
+        fresh noise where none is recorded.
+        """
+        batch, info = self.preview_batch, self.student.info
+        noise = batch.latents[-1] if batch.steps else batch.z
+        velocity = partial(self.student.velocity, cond=batch.cond)
         with torch.inference_mode(False), torch.no_grad():
-            made = generate(self.student, replace(self.preview_batch, z=recorded[-1]), 0)
-            return torch.cat([recorded[0], made])
+            *_, made = solver_named(info.solver)(velocity, noise, info.key_times, self.recipe.seed)
+            return torch.cat([batch.latents[0], made])
 
     def save(self) -> None:
         """Write a checkpoint of the state between two updates."""
@@ -314,15 +325,20 @@ class _Run:
         return self.student
 
 
-def _info(
-    teacher: VideoModel, states: KeyStates, recipe: Recipe, start: Student | None
-) -> StudentInfo:
-    """What the student is about to learn; `steps_trained` counts what it has learnt before."""
-    known = states.dataset.info
-    return StudentInfo(
+def _learning(
+    teacher: VideoModel, dataset: TrajectoryDataset, recipe: Recipe, start: Student | None
+) -> tuple[KeyStates, StudentInfo]:
+    """The states that updates read, and what the student is about to learn from them.
+
+    `steps_trained` counts what it has learnt before.
+    """
+    method, known = METHODS[recipe.method], dataset.info
+    key_times = method.key_times(recipe, teacher, known)
+    states = KeyStates(dataset, method.reads(key_times), recipe.trajectories)
+    info = StudentInfo(
         family=teacher.family.name,
         base=teacher.fingerprint,
-        key_times=states.t[::-1],
+        key_times=key_times,
         guidance=known.guidance,
         lora=recipe.lora if start is None else start.info.lora,
         latent_spec=teacher.latent_spec,
@@ -331,7 +347,9 @@ def _info(
         width=known.width,
         recipe=recipe.as_dict(),
         steps_trained=0 if start is None else start.info.steps_trained,
+        solver=method.solver,
     )
+    return states, info
 
 
 def _watch(

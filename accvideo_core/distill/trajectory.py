@@ -32,6 +32,8 @@ def trajectory_loss(student: Student, batch: KeyBatch, k: int) -> Tensor:
 class TrajectoryGuidance:
     """The objective that is Eq. 6 and nothing else."""
 
+    heads = None
+
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self),)

@@ -184,7 +184,8 @@ class Watch:
         device = student.as_teacher().device
         noise, cond = clip.noise.to(device), clip.cond.to(device)
         try:
-            return sample(student, cond, noise, student.key_times, monitor).cpu()
+            times, solver = student.key_times, self.info.solver
+            return sample(student, cond, noise, times, monitor, solver=solver).cpu()
         except AccVideoError as error:
             remedy = "load the teacher in bfloat16 or float32"
             if step > 0:

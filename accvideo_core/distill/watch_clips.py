@@ -1,7 +1,8 @@
 """The clips that a run is looked at by: which they are, and what is measured on them.
 
 No teacher runs for them: a recorded trajectory begins with the teacher's own noise and ends with
-its result, classifier-free guidance included.
+its result, classifier-free guidance included. Real videos stand in the teacher's place where a
+dataset holds them, and then noise is drawn.
 
 Shapes: C channels, T latent frames, H, W latent size; decoded frames are [1, F, H, W, 3] in [0, 1],
 and there H and W count pixels.
@@ -22,7 +23,7 @@ from ..conditioning import Condition
 from ..errors import AccVideoError
 from ..evaluate import metrics
 from ..flow import find_times
-from ..latents import LatentSpec
+from ..latents import LatentSpec, seeded_noise
 from ..trajectories.stats import Decode, contrast, saturation
 from ..trajectories.store import TrajectoryDataset, record_id
 from .student import StudentInfo
@@ -48,7 +49,7 @@ class FixedClip:
     noise: Tensor
     """[1, C, T, H, W]: what both start from."""
     result: Tensor
-    """[1, C, T, H, W]: where the teacher arrived."""
+    """[1, C, T, H, W]: where the teacher arrived, or a real video."""
     cond: Condition
 
 
@@ -81,8 +82,10 @@ def fixed_clips(
             f"dataset {dataset.folder.name!r} was recorded with guidance {dataset.info.guidance}, "
             f"but the student learns guidance {info.guidance}; choose one recorded like its own"
         )
+    ends = info.key_times[0], info.key_times[-1]
+    drawn = len(dataset.info.times) == 1  # videos that no teacher made come from no noise
     try:
-        start, end = find_times(dataset.info.times, (info.key_times[0], info.key_times[-1]))
+        rows = find_times(dataset.info.times, ends[1:] if drawn else ends)
     except AccVideoError as error:
         raise AccVideoError(
             f"dataset {dataset.folder.name!r} cannot be looked at: {error}; choose one that holds "
@@ -92,11 +95,11 @@ def fixed_clips(
     for id in _chosen(dataset, count):
         trajectory = dataset.read(id)
         prompt = dataset.prompt(trajectory.prompt_id)
-        states = trajectory.latents[[start, end]].float()
+        states = trajectory.latents[rows].float()
         # The sampler scales unit noise to its first time, as the recorder did.
-        noise, result = states[:1] / info.key_times[0], states[1:]
+        noise = seeded_noise(states.shape[1:], "look", id)[None] if drawn else states[:1] / ends[0]
         cond = prompt.condition.with_guidance(info.guidance)
-        clips.append(FixedClip(id, prompt.id, prompt.text, noise, result, cond))
+        clips.append(FixedClip(id, prompt.id, prompt.text, noise, states[-1:], cond))
     return tuple(clips)
 
 

@@ -93,7 +93,7 @@ def _motion_wrong(row: Row, recipe: Recipe) -> bool | None:
 
 
 def _motion_warning(row: Row, first: Row, recipe: Recipe) -> str:
-    if recipe.adversarial:
+    if recipe.has_heads:
         remedy = "lower adv_weight or lr, or set head_kind to spatial_temporal"
     else:
         remedy = "take more student_steps, or tune adversarially with head_kind spatial_temporal"
@@ -109,7 +109,7 @@ def _saturation_wrong(row: Row, recipe: Recipe) -> bool | None:
 
 def _saturation_warning(row: Row, first: Row, recipe: Recipe) -> str:
     look = "burnt" if row["saturation"] > 1 else "washed out"
-    remedy = "lower adv_weight or lr" if recipe.adversarial else "lower lr or average with ema"
+    remedy = "lower adv_weight or lr" if recipe.has_heads else "lower lr or average with ema"
     return (
         f"saturation is {_percent(row['saturation'])} of the teacher's"
         f"{_untrained(first, 'saturation')}: colours look {look}; train on while it comes closer, "

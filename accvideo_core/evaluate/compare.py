@@ -184,7 +184,8 @@ class Bench:
     ) -> tuple[Tensor, float]:
         """Latents of some clips on the CPU, and the seconds that sampling took."""
         model = contender.model
-        guidance = model.info.guidance if isinstance(model, Student) else None
+        info = model.info if isinstance(model, Student) else None
+        guidance, solver = (info.guidance, info.solver) if info else (None, "euler")
         device = self.teacher.model.device
         spec = self.teacher.model.latent_spec
         shape = spec.shape(self.plan.frames, self.plan.height, self.plan.width)
@@ -192,7 +193,10 @@ class Bench:
         noise = torch.stack([seeded_noise(shape, self.seed, p.id, s) for p, s in chosen])
         condition = Condition.cat([p.condition for p, _ in chosen]).with_guidance(guidance)
         start = _now(device)
-        latents = sample(model, condition, noise.to(device), contender.times, monitor)
+        latents = sample(
+            model, condition, noise.to(device), contender.times, monitor, solver=solver,
+            seed=self.seed,
+        )  # fmt: skip
         seconds = _now(device) - start
         return spec.crop(latents, self.plan.frames).cpu(), seconds
 

@@ -25,7 +25,7 @@ from accvideo_core.distill.metrics import read_metrics
 from accvideo_core.distill.optimiser import Role
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.student import LoraSpec, Student
-from accvideo_core.distill.trainer import TrainResult, _info, _Run, distill
+from accvideo_core.distill.trainer import TrainResult, _learning, _Run, distill
 from accvideo_core.errors import AccVideoError
 from accvideo_core.models import VideoModel
 from accvideo_core.monitor import Progress
@@ -65,8 +65,8 @@ def prepared(
     teacher: VideoModel, dataset: TrajectoryDataset, recipe: Recipe, folder: Path
 ) -> _Run:
     """A run before its first update, whose adapters are no longer zero."""
-    states = KeyStates(dataset, recipe.times(dataset.info.time_grid), recipe.trajectories)
-    student = Student.create(teacher, _info(teacher, states, recipe, None), recipe.seed)
+    states, info = _learning(teacher, dataset, recipe, None)
+    student = Student.create(teacher, info, recipe.seed)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in student.trainable().values():

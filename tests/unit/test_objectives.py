@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from accvideo_core.conditioning import Condition
 from accvideo_core.distill.adversarial import (
-    GAN_LOSSES,
     Adversarial,
     build_adversarial,
     check_features,
     feature_blocks,
-    gradient_penalty,
 )
 from accvideo_core.distill.batch import KeyBatch
+from accvideo_core.distill.gan import GAN_LOSSES, gradient_penalty
 from accvideo_core.distill.optimiser import Role, lr_factor
 from accvideo_core.distill.recipes import Recipe
 from accvideo_core.distill.rollout import generate

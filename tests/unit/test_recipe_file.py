@@ -12,6 +12,7 @@ import pytest
 from accvideo_core.cli import main
 from accvideo_core.distill.recipe_file import changed_recipe, explained, find_recipe
 from accvideo_core.distill.recipes import PRESETS, Recipe, preset
+from accvideo_core.distill.specs import ConsistencySpec
 from accvideo_core.distill.student import LoraSpec
 from accvideo_core.errors import AccVideoError
 
@@ -70,6 +71,17 @@ def test_adapters_can_be_given_to_a_recipe_without() -> None:
     assert preset("accvideo").lora is None
     changed = changed_recipe(preset("accvideo"), ["lora.rank=16"])
     assert changed == replace(preset("accvideo"), lora=LoraSpec(rank=16))
+
+
+def test_a_methods_own_fields_are_explained_and_changed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["recipe", "sf-v", "--set", "sf_v.p_mean=-2", "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "\nsf_v.p_mean: -2  (default -1.0)\n    P_mean of Eq. 7: mean of log sigma'" in text
+    assert "\nladd: null\n    Train by LADD.\n" in text
+    changed = changed_recipe(preset("trajectory"), ["consistency.skip=50"])
+    assert changed == replace(preset("trajectory"), consistency=ConsistencySpec(skip=50))
 
 
 @pytest.mark.parametrize(

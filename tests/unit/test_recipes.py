@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from accvideo_core.distill.recipes import PRESETS, Recipe, preset
+from accvideo_core.distill.specs import SPECS, LaddSpec, SfvSpec
 from accvideo_core.distill.student import LoraSpec
 from accvideo_core.errors import AccVideoError
 from accvideo_core.flow import time_grid
@@ -90,7 +91,7 @@ def test_values_out_of_range_are_named(change: dict[str, Any], message: str) -> 
 RANGED = [
     f.name
     for f in fields(Recipe)
-    if f.name not in ("name", "lora", "seed") and not isinstance(f.default, bool)
+    if f.name not in ("name", "lora", "seed", *SPECS) and not isinstance(f.default, bool)
 ]
 
 
@@ -107,6 +108,39 @@ def test_every_field_with_a_range_is_checked(name: str) -> None:
     with pytest.raises(AccVideoError, match=f"recipe.{name} |times") as caught:
         replace(Recipe(student_steps=1), **{name: bad})
     assert str(caught.value).count(". ") == 0  # one sentence
+
+
+def test_a_recipe_has_one_method_and_old_ones_accvideos() -> None:
+    old = {"lr": 1e-4, "adversarial": True, "lora": {"rank": 8}}
+    recipe = Recipe.from_dict(old)
+    assert (recipe.method, recipe.spec, recipe.has_heads) == ("accvideo", None, True)
+    assert {name: preset(name).method for name in ("sf-v", "ladd", "ufogen", "consistency")} == {
+        "sf-v": "sf_v",
+        "ladd": "ladd",
+        "ufogen": "ufogen",
+        "consistency": "consistency",
+    }
+    assert preset("sf-v").has_heads and not preset("consistency").has_heads
+    with pytest.raises(AccVideoError, match="recipe.sf_v and recipe.ladd are two methods"):
+        replace(preset("sf-v"), ladd=LaddSpec())
+    with pytest.raises(AccVideoError, match="adversarial is a term of AccVideo's method, but"):
+        replace(preset("sf-v"), adversarial=True)
+    with pytest.raises(AccVideoError, match="recipe.sf_v has no field 'mean'; its fields are lev"):
+        Recipe.from_dict({"sf_v": {"mean": 1}})
+    with pytest.raises(AccVideoError, match="recipe.sf_v.p_mean is 'low'; it must be a number"):
+        Recipe.from_dict({"sf_v": {"p_mean": "low"}})
+
+
+def test_sf_vs_numbers() -> None:
+    sf_v = preset("sf-v")
+    assert (sf_v.lr, sf_v.head_lr, sf_v.ema, sf_v.student_steps) == (1e-5, 1e-4, 0.95, 1)
+    assert (sf_v.batch_size, sf_v.accumulate, sf_v.train_steps) == (32, 4, 50_000)
+    assert (sf_v.betas, sf_v.gan_loss, sf_v.adv_weight) == ((0.5, 0.999), "hinge", 1.0)
+    assert (sf_v.head_kind, sf_v.head_conditioning) == ("spatial_temporal", True)
+    spec = sf_v.spec
+    assert isinstance(spec, SfvSpec)
+    assert (spec.levels, spec.judged_levels, spec.p_mean, spec.p_std) == (4, 1000, -1.0, -1.0)
+    assert (spec.recon_weight, spec.recon_norm) == (0.1, "mean")
 
 
 def test_unknown_names_are_refused() -> None:
