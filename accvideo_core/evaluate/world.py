@@ -151,9 +151,7 @@ def labels(specs: Sequence[ClipSpec]) -> Tensor:
     return torch.tensor([spec.labels() for spec in specs], dtype=torch.long)
 
 
-def render(
-    specs: Sequence[ClipSpec], generator: torch.Generator, frames: int = FRAMES
-) -> Tensor:
+def render(specs: Sequence[ClipSpec], generator: torch.Generator, frames: int = FRAMES) -> Tensor:
     """Draw one clip per spec with random size, place, speed and texture.
 
     Args:
@@ -174,9 +172,7 @@ def render(
     return (backdrop + coverage * (paint - backdrop)) * 2 - 1
 
 
-def _trajectory(
-    motion: Tensor, draws: Tensor, frames: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _trajectory(motion: Tensor, draws: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
     """Centre x, y and radius of the shape in pixels, each [B, T]."""
     u = draws.unsqueeze(-1)
     time = torch.linspace(0, 1, frames)

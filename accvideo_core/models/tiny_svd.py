@@ -1,4 +1,4 @@
-"""The embedded image-to-video teacher: an SVD pipeline of the real classes at a few million parameters.
+"""The embedded image-to-video teacher: an SVD pipeline of the real classes, very small.
 
 The image encoder is random and frozen, like the text encoders of the other embedded teacher: what
 the network must know of the first frame is in its latents. Everything else is trained by the

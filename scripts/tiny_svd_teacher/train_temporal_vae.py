@@ -1,14 +1,14 @@
 """Teach AutoencoderKLTemporalDecoder the latent space of the frame codec, one half at a time.
 
-    python scripts/tiny_svd_teacher/train_temporal_vae.py decoder --steps 1500
-    python scripts/tiny_svd_teacher/train_temporal_vae.py encoder --steps 800
+    python scripts/tiny_svd_teacher/train_temporal_vae.py decoder --steps 600
+    python scripts/tiny_svd_teacher/train_temporal_vae.py encoder --steps 400
 
 The decoder maps the codec's latents plus a little noise to the clip (mean square + mean absolute
-error: both, so that edges become sharp). The encoder regresses the codec's latents of single frames;
-its variance is fixed by the bias of the last layer. Both halves are independent of each other and of
-the diffusion model.
+error: both, so that edges become sharp). The encoder regresses the codec's latents of single
+frames; its variance is fixed by the bias of the last layer. Both halves are independent of each
+other and of the diffusion model.
 
-Shapes: B clips [B, 3, 8, 32, 32] in [-1, 1], VAE latents [B * 8, 8, 8, 8] = codec latents / 0.18215.
+Shapes: B clips [B, 3, T, 32, 32] in [-1, 1], VAE latents [B * T, 8, 8, 8] = codec's / 0.18215.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ WORK = Path("build/tiny_svd_teacher")
 MUON_LR = 0.03
 ADAM_LR = 2e-3
 NOISE = 0.05
+WINDOW = 4  # frames of a clip that the decoder is shown at a time: more clips for the same cost
 
 log = logging.getLogger("train_temporal_vae")
 
@@ -54,10 +55,11 @@ def decoder_loss(
     vae: Any, codec: frame_codec.FrameCodec, batch: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Training loss and mean square error of one batch of decoded clips."""
-    video = ghosted(batch, generator)
+    start = int(torch.randint(image_world.FRAMES - WINDOW + 1, (), generator=generator))
+    video = ghosted(batch, generator)[:, :, start : start + WINDOW]
     latents = codec.encode(video).flatten(0, 1)
     latents = latents + NOISE * torch.randn(latents.shape, generator=generator)
-    decoded = vae.decode(latents / SCALING_FACTOR, num_frames=image_world.FRAMES).sample
+    decoded = vae.decode(latents / SCALING_FACTOR, num_frames=WINDOW).sample
     error = decoded - _frames(video)
     square = error.square().mean()
     return 2 * square + 0.5 * error.abs().mean(), square
@@ -160,8 +162,8 @@ def report(run: Checkpoint, part: str, square: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=sorted(LOSSES))
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -2,10 +2,10 @@
 
     python scripts/tiny_svd_teacher/train_unet.py --steps 3000
 
-EDM as SVD has it: x = x_0 + sigma n, the network sees x / sqrt(sigma^2 + 1) and 0.25 ln(sigma), and
-answers v, from which x_0 = x / (sigma^2 + 1) - v sigma / sqrt(sigma^2 + 1). With the weight
-(sigma^2 + 1) / sigma^2 the loss of x_0 is the plain square error of v. Clips are rendered afresh for
-every step, from a seed made of the step, so an interrupted run continues exactly when the same
+EDM as SVD has it: x = x_0 + sigma n, the network sees x / sqrt(sigma^2 + 1) and 0.25 ln(sigma),
+and answers v, from which x_0 = x / (sigma^2 + 1) - v sigma / sqrt(sigma^2 + 1). With the weight
+(sigma^2 + 1) / sigma^2 the loss of x_0 is the plain square error of v. Clips are rendered afresh
+for every step, from a seed made of the step, so an interrupted run continues exactly when the same
 command is run again.
 
 Shapes: B clips, latents [B, 8 frames, 8 channels, 8, 8], D = 64 of the image embedding.
