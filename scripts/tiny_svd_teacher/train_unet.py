@@ -164,7 +164,7 @@ def train(options: argparse.Namespace) -> None:
     parameters = list(run.model.parameters())
     window: list[float] = []
     while run.step < options.steps:
-        run.set_rate(trapezoid(run.step, options.steps))
+        run.set_rate(trapezoid(run.step, options.steps, decay=0.5))
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
         inputs, target = draw_batch(embed, codec, options.batch, generator)
         loss = F.mse_loss(run.model(**inputs, return_dict=False)[0], target)
