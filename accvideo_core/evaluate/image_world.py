@@ -2,8 +2,9 @@
 
 The clips are those of ``world``, in 8 frames, with lit edges of the picture: a shape moves to the
 one edge that is lit; all four mean growing, none shrinking, top and bottom bouncing. So the first
-frame tells shape, colour, background, place, size and motion; the speed, how far a growing shape
-grows, and what the shape hides at first are left to the model.
+frame tells shape, colour, background, place, size and motion. It does not tell the pace, nor what
+the shape hides at first. The pace is there to be lost: it differs up to threefold, and a denoiser
+that must decide it in one step answers with the mean of all paces, which is a smear.
 
 Shapes: B clips, T = 8 frames, H = W = 32 pixels.
 """
@@ -22,6 +23,8 @@ FRAMES = 8
 SIZE = world.SIZE
 FPS = 7  # at which SVD's micro-conditioning stands by default
 EDGE = 2  # pixels
+SLOWEST = 0.35  # a clip ends after this share of the motion, or later
+SLOWEST_BOUNCE = 0.75  # a hop that has not ended looks like moving up
 
 STILL = "still"
 MOTIONS = (*world.MOTIONS, STILL)
@@ -58,7 +61,11 @@ def render(
     Returns:
         float32 [B, 3, 8, 32, 32] in [-1, 1].
     """
-    video = world.render(specs, generator, FRAMES)
+    slowest = torch.tensor(
+        [[SLOWEST_BOUNCE if spec.motion == "bouncing" else SLOWEST] for spec in specs]
+    )
+    pace = slowest + (1 - slowest) * torch.rand(len(specs), 1, generator=generator)
+    video = world.render(specs, generator, pace * torch.linspace(0, 1, FRAMES))
     told = [spec.motion for spec in specs] if announced is None else announced
     lit = torch.stack([_edges(motion) for motion in told])[:, None, None]  # [B, 1, 1, H, W]
     light = torch.tensor(_LIGHT).view(1, 3, 1, 1, 1) * 2 - 1

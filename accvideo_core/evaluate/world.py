@@ -151,13 +151,16 @@ def labels(specs: Sequence[ClipSpec]) -> Tensor:
     return torch.tensor([spec.labels() for spec in specs], dtype=torch.long)
 
 
-def render(specs: Sequence[ClipSpec], generator: torch.Generator, frames: int = FRAMES) -> Tensor:
+def render(
+    specs: Sequence[ClipSpec], generator: torch.Generator, times: Tensor | None = None
+) -> Tensor:
     """Draw one clip per spec with random size, place, speed and texture.
 
     Args:
         specs: B clips to draw.
         generator: the only source of randomness; equal state gives equal clips.
-        frames: T; the same motion is shown from its beginning to its end in so many.
+        times: when the frames are taken, [T] or [B, T] in [0, 1] of the motion; 17 frames from its
+            beginning to its end by default.
 
     Returns:
         float32 [B, 3, T, 32, 32] in [-1, 1], edges anti-aliased over one pixel.
@@ -165,17 +168,17 @@ def render(specs: Sequence[ClipSpec], generator: torch.Generator, frames: int = 
     draws = torch.rand(len(specs), 8, generator=generator)
     bits = torch.rand(len(specs), SIZE // CELL, SIZE // CELL, generator=generator) < 0.5
     kinds = labels(specs)
-    path = _trajectory(kinds[:, 2], draws, frames)
+    path = _trajectory(kinds[:, 2], draws, torch.linspace(0, 1, FRAMES) if times is None else times)
     coverage = _coverage(kinds[:, 0], *path)[:, None]  # [B, 1, T, H, W]
     backdrop = _backdrop(kinds[:, 3], draws, bits)[:, None, None]  # [B, 1, 1, H, W]
     paint = torch.tensor([_RGB[spec.colour] for spec in specs]).view(-1, 3, 1, 1, 1)
     return (backdrop + coverage * (paint - backdrop)) * 2 - 1
 
 
-def _trajectory(motion: Tensor, draws: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+def _trajectory(motion: Tensor, draws: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre x, y and radius of the shape in pixels, each [B, T]."""
     u = draws.unsqueeze(-1)
-    time = torch.linspace(0, 1, frames)
+    frames = time.shape[-1]
     centred = time - 0.5
     radius = (0.20 + 0.10 * u[:, 0]).expand(-1, frames)
     x = 0.5 + 0.16 * (u[:, 1] - 0.5).expand(-1, frames)
@@ -190,9 +193,9 @@ def _trajectory(motion: Tensor, draws: Tensor, frames: int) -> tuple[Tensor, Ten
     y = y + way[:, 1] * distance * centred
 
     small, large = 0.13 + 0.03 * u[:, 4], 0.28 + 0.08 * u[:, 5]
-    grown = small + (large - small) * time
+    grown, shrunk = (small + (large - small) * part for part in (time, 1 - time))
     radius = torch.where((motion == MOTIONS.index("growing"))[:, None], grown, radius)
-    radius = torch.where((motion == MOTIONS.index("shrinking"))[:, None], grown.flip(-1), radius)
+    radius = torch.where((motion == MOTIONS.index("shrinking"))[:, None], shrunk, radius)
 
     hop = (0.24 + 0.08 * u[:, 3]) * ((1.5 * math.pi * time).sin().abs() - 0.5)
     y = torch.where((motion == MOTIONS.index("bouncing"))[:, None], y - hop, y)

@@ -84,20 +84,31 @@ def test_a_shape_moves_to_the_lit_edge(motion: str, axis: int, sign: int) -> Non
     mask = shape_mask(clips(motion)).float()
     ruler = torch.arange(image_world.SIZE).float()
     centre = (mask.sum(5 - axis) * ruler).sum(-1) / mask.sum((2, 3))
-    assert ((centre[:, -1] - centre[:, 0]) * sign > 4).all()
+    assert ((centre[:, -1] - centre[:, 0]) * sign > 2).all()
 
 
 def test_shapes_grow_where_all_edges_are_lit_and_shrink_where_none_is() -> None:
     grown, shrunk = (shape_mask(clips(m)).sum((2, 3)).float() for m in ("growing", "shrinking"))
-    assert (grown[:, -1] > 2 * grown[:, 0]).all()
-    assert (shrunk[:, 0] > 2 * shrunk[:, -1]).all()
+    assert (grown[:, -1] > 1.4 * grown[:, 0]).all()
+    assert (shrunk[:, 0] > 1.4 * shrunk[:, -1]).all()
 
 
 def test_clips_are_those_of_the_text_world_between_the_edges() -> None:
-    specs = world.sample_specs(4, generator())
+    specs = [ClipSpec("square", "blue", m, "mosaic") for m in world.MOTIONS[:4]]
     inner = (..., slice(EDGE, -EDGE), slice(EDGE, -EDGE))
-    theirs = world.render(specs, generator(7), image_world.FRAMES)
+    source = generator(7)
+    pace = image_world.SLOWEST + (1 - image_world.SLOWEST) * torch.rand(4, 1, generator=source)
+    theirs = world.render(specs, source, pace * torch.linspace(0, 1, image_world.FRAMES))
     assert torch.equal(image_world.render(specs, generator(7))[inner], theirs[inner])
+
+
+def test_the_first_frame_does_not_tell_the_pace() -> None:
+    mask = shape_mask(clips("moving right", 64)).float()
+    ruler = torch.arange(image_world.SIZE).float()
+    centre = (mask.sum(2) * ruler).sum(-1) / mask.sum((2, 3))
+    start, way = centre[:, 0], centre[:, -1] - centre[:, 0]
+    assert way.max() > 2.5 * way.min()
+    assert torch.corrcoef(torch.stack([start, way]))[0, 1].abs() < 0.7
 
 
 def test_classifier_is_small_and_reads_all_attributes_of_real_clips() -> None:
