@@ -1,12 +1,14 @@
-"""Judge: what the embedded teacher's procedural world knows about clips, and no other world does.
+"""Judge: what an embedded teacher's procedural world knows about clips, and no other world does.
 
-Shapes: N clips, frames [N, 17, 32, 32, 3] in [0, 1]; D feature width; A attributes.
+Shapes: N clips, frames [N, T, 32, 32, 3] in [0, 1]; D feature width; A attributes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +16,8 @@ from torch import Tensor
 from ..errors import AccVideoError
 from ..latents import key_generator
 from ..sampling import SamplePlan
-from . import world
-from .classifier import Classifier, load_classifier
+from . import image_world, world
+from .classifier import Classifier, load_classifier, load_image_classifier
 from .metrics import prompt_hits
 
 
@@ -27,6 +29,8 @@ class Judge:
     """One for each clip."""
     classifier: Classifier
     seed: int
+    drawn: ClassVar[ModuleType] = world
+    """Where the clips come from."""
 
     @classmethod
     def of_world(cls, texts: Sequence[str], per_prompt: int, seed: int) -> Judge | None:
@@ -43,16 +47,16 @@ class Judge:
 
     @property
     def plan(self) -> SamplePlan:
-        return SamplePlan(world.FRAMES, world.SIZE, world.SIZE)
+        return SamplePlan(self.drawn.FRAMES, self.drawn.SIZE, self.drawn.SIZE)
 
     def judge(self, frames: Tensor, clips: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Hits by attribute [N] (see `metrics.prompt_hits`) and features [N, D] of some clips."""
         features = self.features(frames)
         with torch.no_grad():
-            logits = [self.classifier.heads[name](features) for name in world.ATTRIBUTES]
+            logits = [self.classifier.heads[name](features) for name in self.drawn.ATTRIBUTES]
         predicted = torch.stack([one.argmax(dim=1) for one in logits], dim=1)
         wanted = world.labels([self.specs[i] for i in clips])
-        return prompt_hits(predicted, wanted, tuple(world.ATTRIBUTES)), features
+        return prompt_hits(predicted, wanted, tuple(self.drawn.ATTRIBUTES)), features
 
     @torch.no_grad()
     def features(self, frames: Tensor) -> Tensor:
@@ -75,8 +79,27 @@ class Judge:
         # One generator a clip, so that no figure depends on the batch size.
         video = torch.cat(
             [
-                world.render([self.specs[i % len(self.specs)]], key_generator(self.seed, what, i))
+                self.drawn.render(
+                    [self.specs[i % len(self.specs)]], key_generator(self.seed, what, i)
+                )
                 for i in clips
             ]
         )
         return ((video + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).contiguous()
+
+
+@dataclass(eq=False)
+class ImageJudge(Judge):
+    """The judge of image to video: a clip must do what its first frame announces."""
+
+    drawn: ClassVar[ModuleType] = image_world
+
+    @classmethod
+    def of_clips(cls, count: int, seed: int) -> ImageJudge:
+        """The judge for `count` clips; their descriptions are as different as can be."""
+        texts = world.sample_prompts(count, key_generator(seed, "image judge"))
+        return cls([world.parse(text) for text in texts], load_image_classifier(), seed)
+
+    def first_frames(self, clips: Sequence[int]) -> Tensor:
+        """The pictures [N, 32, 32, 3] to be continued: how `real_frames` of the clips begin."""
+        return self.real_frames(clips)[:, 0]

@@ -151,33 +151,38 @@ def labels(specs: Sequence[ClipSpec]) -> Tensor:
     return torch.tensor([spec.labels() for spec in specs], dtype=torch.long)
 
 
-def render(specs: Sequence[ClipSpec], generator: torch.Generator) -> Tensor:
+def render(
+    specs: Sequence[ClipSpec], generator: torch.Generator, times: Tensor | None = None
+) -> Tensor:
     """Draw one clip per spec with random size, place, speed and texture.
 
     Args:
         specs: B clips to draw.
         generator: the only source of randomness; equal state gives equal clips.
+        times: when the frames are taken, [T] or [B, T] in [0, 1] of the motion; 17 frames from its
+            beginning to its end by default.
 
     Returns:
-        float32 [B, 3, 17, 32, 32] in [-1, 1], edges anti-aliased over one pixel.
+        float32 [B, 3, T, 32, 32] in [-1, 1], edges anti-aliased over one pixel.
     """
     draws = torch.rand(len(specs), 8, generator=generator)
     bits = torch.rand(len(specs), SIZE // CELL, SIZE // CELL, generator=generator) < 0.5
     kinds = labels(specs)
-    coverage = _coverage(kinds[:, 0], *_trajectory(kinds[:, 2], draws))[:, None]  # [B, 1, T, H, W]
+    path = _trajectory(kinds[:, 2], draws, torch.linspace(0, 1, FRAMES) if times is None else times)
+    coverage = _coverage(kinds[:, 0], *path)[:, None]  # [B, 1, T, H, W]
     backdrop = _backdrop(kinds[:, 3], draws, bits)[:, None, None]  # [B, 1, 1, H, W]
     paint = torch.tensor([_RGB[spec.colour] for spec in specs]).view(-1, 3, 1, 1, 1)
     return (backdrop + coverage * (paint - backdrop)) * 2 - 1
 
 
-def _trajectory(motion: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _trajectory(motion: Tensor, draws: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre x, y and radius of the shape in pixels, each [B, T]."""
     u = draws.unsqueeze(-1)
-    time = torch.linspace(0, 1, FRAMES)
+    frames = time.shape[-1]
     centred = time - 0.5
-    radius = (0.20 + 0.10 * u[:, 0]).expand(-1, FRAMES)
-    x = 0.5 + 0.16 * (u[:, 1] - 0.5).expand(-1, FRAMES)
-    y = 0.5 + 0.16 * (u[:, 2] - 0.5).expand(-1, FRAMES)
+    radius = (0.20 + 0.10 * u[:, 0]).expand(-1, frames)
+    x = 0.5 + 0.16 * (u[:, 1] - 0.5).expand(-1, frames)
+    y = 0.5 + 0.16 * (u[:, 2] - 0.5).expand(-1, frames)
 
     ways = torch.zeros(len(MOTIONS), 2)
     for name, way in _DIRECTION.items():
@@ -188,9 +193,9 @@ def _trajectory(motion: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y = y + way[:, 1] * distance * centred
 
     small, large = 0.13 + 0.03 * u[:, 4], 0.28 + 0.08 * u[:, 5]
-    grown = small + (large - small) * time
+    grown, shrunk = (small + (large - small) * part for part in (time, 1 - time))
     radius = torch.where((motion == MOTIONS.index("growing"))[:, None], grown, radius)
-    radius = torch.where((motion == MOTIONS.index("shrinking"))[:, None], grown.flip(-1), radius)
+    radius = torch.where((motion == MOTIONS.index("shrinking"))[:, None], shrunk, radius)
 
     hop = (0.24 + 0.08 * u[:, 3]) * ((1.5 * math.pi * time).sin().abs() - 0.5)
     y = torch.where((motion == MOTIONS.index("bouncing"))[:, None], y - hop, y)

@@ -21,8 +21,8 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_OS = {"environ", "environb", "getenv", "putenv", "system", "popen", "fork", "kill"}
 FORBIDDEN_OS_PREFIXES = ("exec", "spawn", "posix_spawn")
 MEGABYTE = 2**20
-LARGEST_PACK = 20 * MEGABYTE
-LARGEST_ASSETS = 16 * MEGABYTE
+LARGEST_PACK = 30 * MEGABYTE
+LARGEST_ASSETS = 22 * MEGABYTE
 
 # Loads a folder the way ComfyUI's nodes.py does: the module's name is the folder's path, the
 # folder is not on sys.path, and an absolute import of the library finds nothing.
