@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .embedded import teacher_path
+
 
 def teacher(parser: argparse.ArgumentParser) -> None:
     network(parser)
@@ -14,8 +16,9 @@ def teacher(parser: argparse.ArgumentParser) -> None:
 def network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
-        type=Path,
-        help="diffusers folder, or a checkpoint file (the tiny embedded HunyuanVideo)",
+        type=teacher_path,
+        help="diffusers folder, a checkpoint file, or tiny or tiny-svd for the embedded "
+        "HunyuanVideo or Stable Video Diffusion (tiny)",
     )
     parser.add_argument("--low-noise", type=Path, help="Wan 2.2 A14B: the low-noise checkpoint")
     parser.add_argument("--variant", help="family that a checkpoint's tensors cannot tell")

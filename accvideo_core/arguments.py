@@ -156,16 +156,15 @@ def _plain(texts: Sequence[str]) -> list[PromptEntry]:
 
 def plan_of(args: Namespace, teacher: Teacher, student: Student | None = None) -> SamplePlan:
     """The size asked for; what is not given is the student's, or the embedded teacher's."""
-    from .evaluate import world
-    from .models.tiny import embedded_teacher_path
+    from .embedded import embedded_at
     from .sampling import SamplePlan
 
     sizes: dict[str, int] = {}
     if student is not None:
         info = student.info
         sizes = {"frames": info.frames, "height": info.height, "width": info.width}
-    elif teacher.folder.resolve() == embedded_teacher_path().resolve():
-        sizes = {"frames": world.FRAMES, "height": world.SIZE, "width": world.SIZE}
+    elif known := embedded_at(teacher.folder):
+        sizes = {"frames": known.frames, "height": known.size, "width": known.size}
     asked = {name: getattr(args, name) for name in ("frames", "height", "width")}
     sizes |= {name: value for name, value in asked.items() if value is not None}
     missing = [f"--{name}" for name in asked if name not in sizes]

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import folder_paths
 
+from ..accvideo_core.embedded import TINY, TINY_SVD
 from ..accvideo_core.errors import AccVideoError
 from ..accvideo_core.names import child
 
 EMBEDDED = "tiny (embedded)"
+EMBEDDED_IMAGE = "tiny image to video (embedded)"
+_SHIPPED = {EMBEDDED: TINY, EMBEDDED_IMAGE: TINY_SVD}
 NEWEST = "(newest)"
 """Choice that means the dataset or student made last; with it a workflow fits any machine."""
 
@@ -63,10 +66,8 @@ def model_files() -> list[str]:
 
 def teacher_source(name: str) -> Path:
     """The folder or file of a teacher that `teacher_names` lists, or the embedded one's."""
-    from ..accvideo_core.models.tiny import embedded_teacher_path
-
-    if name == EMBEDDED:
-        return embedded_teacher_path()
+    if name in _SHIPPED:
+        return _SHIPPED[name].path
     name = name.replace("\\", "/")
     if name in teacher_folders():
         roots = map(Path, folder_paths.get_folder_paths("diffusers"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROMPT_TEXT = "accvideo_prompt"
 """Key under which an entry of CONDITIONING carries the text it was made from."""
 
-IMAGE_FIELDS = ("mask", "image", "image_tokens")
+IMAGE_FIELDS = ("mask", "image", "image_tokens", "micro")
 """Fields of a Condition with an image that stand, as they are, under their names with OURS before.
 
 Stock nodes leave images under keys of their own, each in its own form; a family reads those.

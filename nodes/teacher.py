@@ -37,9 +37,10 @@ class AccVideoLoadTeacher(io.ComfyNode):
             node_id="AccVideoLoadTeacher",
             display_name="Load Teacher",
             category=CATEGORY,
-            description="Load the video model that is to be made fast: HunyuanVideo, Wan or "
-            "CogVideoX, from a diffusers folder or from a checkpoint in models/diffusion_models "
-            "(safetensors, fp8, GGUF). The embedded one works without any download.",
+            description="Load the video model that is to be made fast: HunyuanVideo, Wan, "
+            "CogVideoX or Stable Video Diffusion, from a diffusers folder or from a checkpoint in "
+            "models/diffusion_models or models/checkpoints (safetensors, fp8, GGUF). The embedded "
+            "ones work without any download.",
             search_aliases=[
                 *("teacher", "distillation", "HunyuanVideo", "Wan", "CogVideoX"),
                 *("diffusers", "checkpoint", "UNETLoader", "GGUF", "few-step"),
@@ -47,9 +48,9 @@ class AccVideoLoadTeacher(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "teacher",
-                    options=[paths.EMBEDDED, *paths.teacher_names()],
+                    options=[paths.EMBEDDED, paths.EMBEDDED_IMAGE, *paths.teacher_names()],
                     default=paths.EMBEDDED,
-                    tooltip="The embedded tiny teacher, a diffusers pipeline folder (one with a "
+                    tooltip="An embedded tiny teacher, a diffusers pipeline folder (one with a "
                     "model_index.json) below models/diffusers, or a checkpoint in "
                     "models/diffusion_models. What it is, is read from its tensors.",
                 ),
@@ -108,7 +109,8 @@ class AccVideoLoadTeacher(io.ComfyNode):
         source = paths.teacher_source(teacher)
         files = [source] if source.is_file() else [source / "model_index.json"]
         files += [] if low_noise == paths.NONE else [paths.network_file(low_noise)]
-        return paths.fingerprint(*files, *sorted(source.glob("transformer*/*")))
+        networks = (*source.glob("transformer*/*"), *source.glob("unet/*"))
+        return paths.fingerprint(*files, *sorted(networks))
 
     @classmethod
     def execute(

@@ -29,6 +29,7 @@ from .study import NOISE_SEED, PER_PROMPT
 
 if TYPE_CHECKING:
     from .lab import Lab
+    from .page import Results
 
 BASE = "base"
 """The trajectory student from which the adversarial arms of its seed start."""
@@ -132,6 +133,10 @@ class AccVideoStudy:
 
         make_features(lab, self, monitor)
         return [features_section(lab, page)]
+
+    def remarks(self, _question: Question, _results: Results, _page: Path) -> list[str]:
+        """Nothing more."""
+        return []
 
     def introduction(self, fingerprint: str) -> str:
         """What the page says of the teacher and of how much was done."""

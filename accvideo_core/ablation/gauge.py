@@ -21,7 +21,7 @@ from ..monitor import Monitor
 from .study import NOISE_SEED, PER_PROMPT, Study
 
 FIGURES = (
-    *("all", "fd_real", "fd_teacher", "latent_mse", "psnr"),
+    *("all", "first_frame", "fd_real", "fd_teacher", "latent_mse", "psnr"),
     *("sharpness", "motion_energy", "diversity"),
 )
 """Figures of `evaluate.report` that are kept of every arm."""

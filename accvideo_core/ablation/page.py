@@ -5,7 +5,7 @@ Everything in it is read from result.json and shown.safetensors of the arms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Results:
             known = [key for key in COLUMNS if all(one.get(key) is not None for one in figures)]
             table[name] = {key: [one[key] for one in figures] for key in known}
         return table
+
+    def figures(self) -> set[str]:
+        """Those that some arm has."""
+        return {figure for found in self.values().values() for figure in found}
 
     def cell(self, name: str, figure: str) -> str:
         """A figure with its interval: over seeds, or of the teacher over prompts."""
@@ -86,24 +90,28 @@ def write_page(
 
     Questions of which nothing is there yet are named as such; `first` are sections before theirs.
     """
-    sections = [*first]
+    sections, shown = [*first], set[str]()
     for question in questions:
         results = read_results(lab, question, seeds)
+        shown |= set() if results is None else results.figures()
         if results is None:
             sections.append(f"## {question.title}\n\nNothing of it has been run yet.")
             continue
         picture = path.parent / "images" / f"{path.stem}_{question.name}.png"
         with replacing(picture) as temp:
             _sheet(lab, question, results).save(temp, format="PNG")
-        sections.append(_section(question, results, f"images/{picture.name}"))
-    parts = [f"# {lab.study.title}", _introduction(lab, seeds, command), *sections]
+        remarks = lab.study.remarks(question, results, path)
+        sections.append(_section(question, results, f"images/{picture.name}", remarks))
+    parts = [f"# {lab.study.title}", _introduction(lab, seeds, command, shown)]
+    parts += sections
     write_bytes(path, ("\n\n".join(parts) + "\n").encode())
     return path
 
 
-def _introduction(lab: Lab, seeds: Sequence[int], command: str) -> str:
+def _introduction(lab: Lab, seeds: Sequence[int], command: str, shown: Collection[str]) -> str:
     setting = lab.study.setting
-    figures = "\n".join(f"- *{one.heading}*: {one.meaning}" for one in COLUMNS.values())
+    columns = [column for name, column in COLUMNS.items() if name in shown]
+    figures = "\n".join(f"- *{one.heading}*: {one.meaning}" for one in columns)
     return f"""\
 {lab.study.introduction(lab.teacher.model.fingerprint)}
 
@@ -123,7 +131,9 @@ Made from the runs' own files by
     {command}"""
 
 
-def _section(question: Question, results: Results, picture: str) -> str:
+def _section(
+    question: Question, results: Results, picture: str, remarks: Sequence[str]
+) -> str:
     values, arms = results.values(), results.arms
     full = values[FULL_TEACHER]
     sentences = []
@@ -138,7 +148,8 @@ def _section(question: Question, results: Results, picture: str) -> str:
         f"## {question.title}",
         f"{question.text}{missing}",
         _table(question, results),
-        "\n".join(sentences),
+        "\n".join([*(line for line in remarks if line.startswith("-")), *sentences]),
+        *(line for line in remarks if not line.startswith("-")),
         f"![{question.title}]({picture})",
     ]
     return "\n\n".join(parts)
@@ -146,12 +157,13 @@ def _section(question: Question, results: Results, picture: str) -> str:
 
 def _table(question: Question, results: Results) -> str:
     rows = [name for name in question.rows if name in results.found]
+    columns = {name: x for name, x in COLUMNS.items() if name in results.figures()}
     lines = [
-        "| | " + " | ".join(column.heading for column in COLUMNS.values()) + " |",
-        "|---|" + "---|" * len(COLUMNS),
+        "| | " + " | ".join(column.heading for column in columns.values()) + " |",
+        "|---|" + "---|" * len(columns),
     ]
     for name in rows:
-        cells = [results.cell(name, figure) for figure in COLUMNS]
+        cells = [results.cell(name, figure) for figure in columns]
         lines.append(f"| {results.arms[name].title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from ..conditioning import Prompt
 from ..distill.recipes import Recipe, preset
 from ..distill.specs import SfvSpec
 from ..evaluate import image_world, world
+from ..evaluate.classifier import load_image_classifier
 from ..evaluate.image_clips import clips, write_videos
 from ..evaluate.judge import ImageJudge
 from ..flow import Times
@@ -26,20 +27,25 @@ from ..trajectories.ingest import ingest
 from ..trajectories.record import RecordSpec, record
 from ..trajectories.store import TrajectoryDataset
 from .arms import FULL_TEACHER, Arm, Question, in_steps
+from .sf_v_remarks import (
+    P_MEANS,
+    USUAL,
+    USUAL_MEAN,
+    heads_remarks,
+    one_step_remarks,
+    sweep_remarks,
+    sweep_row,
+)
 from .sf_v_setting import PRESETS, SfvSetting
 from .study import NOISE_SEED, PER_PROMPT
 
 if TYPE_CHECKING:
     from .lab import Lab
+    from .page import Results
 
 KEY = ("ablation", "sf-v")
 """Of the clips that are drawn."""
-USUAL = "sf_v"
 REAL, SYNTHETIC = "dataset", "dataset_teacher"
-P_MEANS = {-2.0: 3370.4, -1.0: 180.9, 0.0: 416.7, 1.0: 632.9}
-"""The sweep, and the FVD on UCF-101 that the paper has for it (Table 3)."""
-RATIO = 180.9 / 153.4
-"""The paper's FVD of one step by that of its teacher's 25 steps (Table 1)."""
 OTHERS = {"ladd": "LADD", "ufogen": "UFOGen", "consistency": "latent consistency"}
 
 
@@ -69,8 +75,8 @@ class SfvStudy:
             _sf_v(USUAL, "SF-V, 1 step"),
             _sf_v("spatial", "spatial heads alone", head_kind="spatial"),
             _sf_v("temporal", "temporal heads alone", head_kind="temporal"),
-            *(_sf_v(f"p_mean_{mean:g}", f"P_mean = {mean:g}", sf_v=SfvSpec(p_mean=mean))
-              for mean in P_MEANS if mean != SfvSpec().p_mean),
+            *(_sf_v(sweep_row(mean), f"P_mean = {mean:g}", sf_v=SfvSpec(p_mean=mean))
+              for mean in P_MEANS if mean != USUAL_MEAN),
             *self._methods(),
         ]  # fmt: skip
         return {arm.name: arm for arm in arms}
@@ -194,7 +200,9 @@ class SfvStudy:
 
     def judge(self) -> ImageJudge:
         specs, frames = self._measured
-        return ImageJudge.of_clips(specs, frames[:, 0], PER_PROMPT, NOISE_SEED)
+        each = [spec for spec in specs for _ in range(PER_PROMPT)]
+        images = frames[:, 0].repeat_interleave(PER_PROMPT, 0)
+        return ImageJudge(each, load_image_classifier(), NOISE_SEED, images)
 
     @cached_property
     def _measured(self) -> tuple[list[world.ClipSpec], Tensor]:
@@ -203,6 +211,13 @@ class SfvStudy:
 
     def sections(self, lab: Lab, page: Path, monitor: Monitor) -> list[str]:
         return []
+
+    def remarks(self, question: Question, results: Results, page: Path) -> list[str]:
+        """Against the paper's numbers, and the sweep as a curve."""
+        if question.name == "p_mean":
+            return sweep_remarks(results, page)
+        told = {"one_step": one_step_remarks, "heads": heads_remarks}.get(question.name)
+        return [] if told is None else told(results)
 
     def introduction(self, fingerprint: str) -> str:
         setting = self.setting
@@ -235,7 +250,7 @@ def _heads() -> Question:
 
 
 def _noise() -> Question:
-    rows = tuple(USUAL if x == SfvSpec().p_mean else f"p_mean_{x:g}" for x in P_MEANS)
+    rows = tuple(sweep_row(mean) for mean in P_MEANS)
     told = ", ".join(f"{fvd} at {mean:g}" for mean, fvd in P_MEANS.items())
     return Question(
         "p_mean",
@@ -244,7 +259,7 @@ def _noise() -> Question:
         rows,
         tuple((USUAL, row) for row in rows if row != USUAL),
         claim=True,
-        titles={USUAL: f"P_mean = {SfvSpec().p_mean:g}"},
+        titles={USUAL: f"P_mean = {USUAL_MEAN:g}"},
     )
 
 

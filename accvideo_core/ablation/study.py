@@ -18,6 +18,7 @@ from .arms import Arm, Question
 
 if TYPE_CHECKING:
     from .lab import Lab
+    from .page import Results
 
 PER_PROMPT = 2
 """Clips of every prompt that arms are measured on."""
@@ -103,6 +104,10 @@ class Study(Protocol):
 
     def sections(self, lab: Lab, page: Path, monitor: Monitor) -> list[str]:
         """What the page shows before the questions."""
+        ...
+
+    def remarks(self, question: Question, results: Results, page: Path, /) -> list[str]:
+        """What the page says of a question beside its sentences."""
         ...
 
     def introduction(self, fingerprint: str) -> str:

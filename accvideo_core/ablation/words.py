@@ -40,6 +40,9 @@ COLUMNS: dict[str, Column] = {
     "latent_mse": Column("distance", "distance to the teacher's own result",
                          "mean squared distance of latents to the teacher's 50-step result of the "
                          "same noise", lower=True),
+    "first_frame": Column("first frame", "nearness of the first frame to its picture",
+                          "dB of the first frame to the picture that the clip continues",
+                          lower=False),
     "motion_energy": Column("motion", "motion energy", "mean change from frame to frame"),
     "diversity": Column("diversity", "diversity",
                         "RMS distance between latents of the same prompt's clips"),

@@ -18,7 +18,7 @@ from ..latents import key_generator
 from ..sampling import SamplePlan
 from . import image_world, world
 from .classifier import Classifier, load_classifier, load_image_classifier
-from .metrics import prompt_hits
+from .metrics import prompt_hits, psnr
 
 
 @dataclass(eq=False)
@@ -93,12 +93,21 @@ class ImageJudge(Judge):
     """The judge of image to video: a clip must do what its first frame announces."""
 
     drawn: ClassVar[ModuleType] = image_world
+    images: Tensor | None = None
+    """The pictures [N, 32, 32, 3] that the clips continue, where first frames are held to them."""
 
     @classmethod
     def of_clips(cls, count: int, seed: int) -> ImageJudge:
         """The judge for `count` clips; their descriptions are as different as can be."""
         texts = world.sample_prompts(count, key_generator(seed, "image judge"))
         return cls([world.parse(text) for text in texts], load_image_classifier(), seed)
+
+    def judge(self, frames: Tensor, clips: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Hits and features as of any clips, and how near first frames are to their pictures."""
+        hits, features = super().judge(frames, clips)
+        if self.images is not None:
+            hits["first_frame"] = psnr(frames[:, 0], self.images[list(clips)])
+        return hits, features
 
     def first_frames(self, clips: Sequence[int]) -> Tensor:
         """The pictures [N, 32, 32, 3] to be continued: how `real_frames` of the clips begin."""

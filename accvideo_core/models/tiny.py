@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..embedded import TINY
+
 if TYPE_CHECKING:
     from diffusers import (
         AutoencoderKLHunyuanVideo,
@@ -31,7 +33,7 @@ _SPECIAL = ("<pad>", "<bos>", "<unk>", "<tmpl>", "<eot>")
 
 def embedded_teacher_path() -> Path:
     """The pipeline folder that ships with the package."""
-    return Path(__file__).resolve().parent.parent / "assets" / "tiny_hunyuan_video"
+    return TINY.path
 
 
 def tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:

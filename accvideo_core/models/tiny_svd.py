@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..embedded import TINY_SVD
+
 if TYPE_CHECKING:
     from diffusers import (
         AutoencoderKLTemporalDecoder,
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     )
     from transformers import CLIPVisionModelWithProjection
 
-FRAMES = 8
+FRAMES = TINY_SVD.frames
 LATENT_CHANNELS = 8
 SCALING_FACTOR = 0.18215
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
@@ -31,7 +33,7 @@ _TIME_WIDTH = 32
 
 def embedded_image_teacher_path() -> Path:
     """The pipeline folder that ships with the package."""
-    return Path(__file__).resolve().parent.parent / "assets" / "tiny_svd"
+    return TINY_SVD.path
 
 
 def unet() -> UNetSpatioTemporalConditionModel:
