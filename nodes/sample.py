@@ -23,9 +23,11 @@ from .sockets import (
     AccVideoStudent,
     NativeConditioning,
     StudentHandle,
+    from_latent,
     from_native,
     network,
     teacher_of,
+    to_latent,
 )
 from .speed import at_speed, speed_input
 
@@ -159,7 +161,7 @@ class AccVideoSample(io.ComfyNode):
         with at_speed(teacher, net, how, need):
             x = sample(asked, condition, noise, plan.times, monitor, batch_size, plan.solver, seed)
         samples = spec.from_model(spec.crop(x, frames))
-        return io.NodeOutput({"samples": samples.to(management.intermediate_device())})
+        return io.NodeOutput(to_latent(samples.to(management.intermediate_device()), spec))
 
 
 def _sample_inputs() -> list[io.Input]:
@@ -242,15 +244,15 @@ class AccVideoDecode(io.ComfyNode):
     def execute(
         cls, model: Teacher, latent: dict[str, Any], index: int, fps: float, decoder: str = VAE
     ) -> io.NodeOutput:
-        samples = latent["samples"]
+        spec = model.model.latent_spec
+        samples = from_latent(latent, spec)
         if index >= len(samples):
             raise AccVideoError(
                 f"index is {index}, but the latent holds {len(samples)} clips; "
                 f"use -1 for all, or 0 to {len(samples) - 1}"
             )
         chosen = samples if index < 0 else samples[index : index + 1]
-        spec = model.model.latent_spec
-        images = decode_with(decoder, model, spec.to_model(spec.check(chosen, "the latents")))
+        images = decode_with(decoder, model, spec.to_model(chosen))
         images = images.flatten(0, 1).to(management.intermediate_device())
         clip = Types.VideoComponents(images=images, frame_rate=Fraction(fps))
         return io.NodeOutput(images, InputImpl.VideoFromComponents(clip))

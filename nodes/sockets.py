@@ -19,6 +19,7 @@ from ..accvideo_core.flow import Times
 
 if TYPE_CHECKING:
     from ..accvideo_core.distill.student import Student
+    from ..accvideo_core.latents import LatentSpec
     from ..accvideo_core.models.loading import Teacher
     from ..accvideo_core.models.video_model import Family, VideoModel
 
@@ -31,6 +32,9 @@ IMAGE_FIELDS = ("mask", "image", "image_tokens", "micro")
 Stock nodes leave images under keys of their own, each in its own form; a family reads those.
 """
 OURS = "accvideo_"
+
+FRAMES = "accvideo_frames"
+"""Key under which a LATENT of images says how many are one clip."""
 
 AccVideoModel = io.Custom("ACCVIDEO_MODEL")
 AccVideoDataset = io.Custom("ACCVIDEO_DATASET")
@@ -125,6 +129,25 @@ def _condition(embedding: torch.Tensor, extra: dict[str, Any], model: VideoModel
     named = {name: extra.get(OURS + name) for name in IMAGE_FIELDS}
     condition = Condition(text=embedding, pooled=extra.get("pooled_output"), **named)
     return condition.to("cpu").with_guidance(extra.get("guidance"))
+
+
+def to_latent(samples: torch.Tensor, spec: LatentSpec) -> dict[str, Any]:
+    """Samples [B, C, T, H, W] in VAE space as ComfyUI's LATENT.
+
+    To a VAE that has a latent for every frame, frames are images: [B*T, C, H, W].
+    """
+    if spec.stride_t > 1:
+        return {"samples": samples}
+    return {"samples": samples.transpose(1, 2).flatten(0, 1), FRAMES: samples.shape[2]}
+
+
+def from_latent(latent: dict[str, Any], spec: LatentSpec) -> torch.Tensor:
+    """The inverse of `to_latent`; images that say nothing of frames are one clip."""
+    samples = latent["samples"]
+    if samples.dim() == 4 and spec.stride_t == 1:
+        count = latent.get(FRAMES, len(samples))
+        samples = samples.unflatten(0, (-1, count)).transpose(1, 2)
+    return spec.check(samples, "the latents")
 
 
 def to_sigmas(times: Sequence[float], family: Family | None = None) -> torch.Tensor:

@@ -26,7 +26,8 @@ def main(comfyui: str, base: str) -> None:
     node = importlib.import_module("pack.nodes.teacher").AccVideoEncodePrompts
     loading = importlib.import_module("pack.accvideo_core.models.loading")
     teacher = loading.load_teacher(Path(base) / "teacher")
-    print(json.dumps({**round_trips(sockets), **encoded(sockets, node, teacher)}))
+    facts = {**round_trips(sockets), **encoded(sockets, node, teacher), **latents(sockets)}
+    print(json.dumps(facts))
 
 
 def round_trips(sockets: Any) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def round_trips(sockets: Any) -> dict[str, Any]:
             "mask": mask,
             "pooled": random(12),
             "guidance": torch.tensor([6.0]),
+            "micro": torch.tensor([[6.0, 127.0, 0.02]]),
         },
     }
     facts = {}
@@ -108,6 +110,24 @@ def encoded(sockets: Any, node: Any, teacher: Any) -> dict[str, Any]:
         "with clip": refusal(lambda: run("a", images, clip=object())),
         "foreign": refusal(lambda: sockets.from_native(sockets.to_native(alone), foreign)),
         "stock": refusal(lambda: sockets.from_native(unseen, teacher.model)),
+    }
+
+
+def latents(sockets: Any) -> dict[str, Any]:
+    """What a LATENT is for a VAE of frames and for one of images."""
+    import torch
+
+    spec = importlib.import_module("pack.accvideo_core.latents").LatentSpec
+    x = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    video, images = spec(4, stride_t=4, stride_hw=8), spec(4, stride_t=1, stride_hw=8)
+    native = sockets.to_latent(x, images)
+    stock = sockets.from_latent({"samples": native["samples"][:3]}, images)
+    return {
+        "of a video": sockets.to_latent(x, video)["samples"] is x,
+        "of images": torch.equal(native["samples"][3], x[1, :, 0]),
+        "of images and back": torch.equal(sockets.from_latent(native, images), x),
+        "of stock images": torch.equal(stock, x[:1]),
+        "images for a video": refusal(lambda: sockets.from_latent(native, video)),
     }
 
 

@@ -47,5 +47,16 @@ def test_what_does_not_go_together_is_refused(
     assert message in facts[case]
 
 
+@pytest.mark.parametrize(
+    "fact", ["of a video", "of images", "of images and back", "of stock images"]
+)
+def test_latents_have_the_shape_that_vae_nodes_take(facts: dict[str, Any], fact: str) -> None:
+    assert facts[fact] is True
+
+
+def test_latents_of_images_are_no_video(facts: dict[str, Any]) -> None:
+    assert "expected [B, 4, T, H, W]" in facts["images for a video"]
+
+
 def test_images_of_stock_nodes_are_still_read_by_the_family(facts: dict[str, Any]) -> None:
     assert "clip_vision_output, which Wan 2.1 image to video needs" in facts["stock"]
