@@ -103,7 +103,7 @@ def _encoded(
 ) -> list[AnyPrompt]:
     from .trajectories.prompts import encode_entries, too_long_notes
 
-    entries, notes = _entries_of(args)
+    entries, notes = _entries_of(args, teacher.model.family.reads_text)
     limit = teacher.model.family.text_tokens
     if limit is not None:
         notes += too_long_notes([entry.text for entry in entries], limit, teacher.tokenizer)
@@ -120,15 +120,18 @@ def _encoded(
     return list(encoded.prompts)
 
 
-def _entries_of(args: Namespace) -> tuple[list[PromptEntry], list[str]]:
-    """The prompts of --prompt, --prompts and --world, and notes on those left out."""
+def _entries_of(args: Namespace, captioned: bool) -> tuple[list[PromptEntry], list[str]]:
+    """The prompts of --prompt, --prompts and --world, and notes on those left out.
+
+    Images need captions where `captioned`.
+    """
     from .evaluate import world
     from .latents import key_generator
     from .trajectories.prompts import read_prompts
 
     entries, notes = _plain(args.prompt), []
     if args.prompts is not None:
-        read = read_prompts(args.prompts, args.column)
+        read = read_prompts(args.prompts, args.column, captioned=captioned)
         entries, notes = [*entries, *read.entries], list(read.notes)
     elif args.column is not None:
         raise AccVideoError(f"--column {args.column} is a column of --prompts; give that file")

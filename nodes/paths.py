@@ -22,6 +22,9 @@ NONE = "(none)"
 NETWORKS = "diffusion_models"
 """Key of ComfyUI's folders of networks; models/unet is one of them."""
 
+CHECKPOINTS = "checkpoints"
+"""Key of ComfyUI's folders of files that hold VAE and encoders beside the network."""
+
 DECODERS = "vae_approx"
 """Key of ComfyUI's folder of small networks that stand in for VAEs."""
 
@@ -41,8 +44,11 @@ def register_folders() -> None:
 
 
 def teacher_names() -> list[str]:
-    """What can be a teacher: diffusers folders and the files of models/diffusion_models."""
-    return [*teacher_folders(), *model_files()]
+    """What can be a teacher: diffusers folders, the files of models/diffusion_models, and those of
+    models/checkpoints with that folder's name before theirs.
+    """
+    whole = [f"{CHECKPOINTS}/{name}" for name in _checkpoints()]
+    return [*teacher_folders(), *model_files(), *whole]
 
 
 def teacher_folders() -> list[str]:
@@ -74,11 +80,19 @@ def teacher_source(name: str) -> Path:
         return next(root / name for root in roots if (root / name / "model_index.json").is_file())
     if name in model_files():
         return _model_file(name)
+    place, _, file = name.partition("/")
+    if place == CHECKPOINTS and file in _checkpoints():
+        return Path(str(folder_paths.get_full_path(CHECKPOINTS, file)))
     raise AccVideoError(
         f"there is no teacher {name!r}; put a diffusers pipeline folder (with a model_index.json) "
-        "into models/diffusers or a checkpoint into models/diffusion_models, or choose "
-        f"{EMBEDDED!r}"
+        "into models/diffusers or a checkpoint into models/diffusion_models (Stable Video "
+        f"Diffusion: models/checkpoints), or choose {EMBEDDED!r}"
     )
+
+
+def _checkpoints() -> list[str]:
+    """Files of models/checkpoints, networks together with VAE and encoders."""
+    return sorted(x.replace("\\", "/") for x in folder_paths.get_filename_list(CHECKPOINTS))
 
 
 def network_file(name: str) -> Path:

@@ -131,8 +131,10 @@ class AccVideoExportStudent(io.ComfyNode):
         from ..accvideo_core.export import export_student
 
         place, names, what = LAYOUTS[layout]
-        path = paths.export_path(place, name, overwrite)
         teacher = student.teacher
+        if place == paths.NETWORKS and teacher.model.family.whole_file is not None:
+            place = paths.CHECKPOINTS  # where its loader looks, which takes VAE and encoder too
+        path = paths.export_path(place, name, overwrite)
         result = export_student(
             student.student, path, layout=names, what=what, dtype=dtype, rank=rank or None,
             pipeline=teacher.folder if teacher.has_text_encoders else None,

@@ -272,6 +272,7 @@ class AccVideoEncodePrompts(io.ComfyNode):
                     "one for each prompt, one for all prompts, or one prompt for all of them.",
                 ),
                 *video_size(optional=True, when="Only with images, which are fitted to it. "),
+                *_micro_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -292,20 +293,46 @@ class AccVideoEncodePrompts(io.ComfyNode):
         width: int = 960,
         height: int = 544,
         frames: int = 93,
+        fps: float = 7.0,
+        motion_bucket: int = 127,
+        augmentation: float = 0.02,
     ) -> io.NodeOutput:
+        from ..accvideo_core.conditioning import Micro
         from ..accvideo_core.images import fitted
 
-        texts = prompt_lines(prompts)
+        needed = images is None or model.model.family.reads_text
+        texts = prompt_lines(prompts) if needed or prompts.strip() else [""]
         if images is not None:
             pairs = _pairs(texts, images, clip)
             fitting = ((text, fitted(image, height, width)) for text, image in pairs)
             with on_device(model), vae_on_device(model):
-                encoded = model.encode_images(fitting, frames, guidance or None)
+                told = replace(model, micro=Micro(fps, motion_bucket, augmentation))
+                encoded = told.encode_images(fitting, frames, guidance or None)
             return io.NodeOutput(to_native(encoded))
         if clip is None:
             with on_device(model):
                 return io.NodeOutput(to_native(model.encode_prompts(texts, guidance or None)))
         return io.NodeOutput([entry for text in texts for entry in _encode(clip, text, guidance)])
+
+
+def _micro_inputs() -> list[io.Input]:
+    """What Stable Video Diffusion is told in numbers."""
+    only: dict[str, Any] = {"optional": True, "advanced": True}
+    when = "Stable Video Diffusion alone: "
+    return [
+        io.Float.Input(
+            "fps", default=7.0, min=1.0, max=1000.0, **only,
+            tooltip=f"{when}frames per second that the motion is meant for.",
+        ),
+        io.Int.Input(
+            "motion_bucket", default=127, min=0, max=1023, **only,
+            tooltip=f"{when}how much motion there is, 1 to 255 or so.",
+        ),
+        io.Float.Input(
+            "augmentation", default=0.02, min=0.0, max=10.0, step=0.01, **only,
+            tooltip=f"{when}noise on the image; more lets the video leave it further.",
+        ),
+    ]  # fmt: skip
 
 
 def _packed(teacher: Teacher, how: str) -> Teacher:

@@ -232,6 +232,7 @@ SVD = Family(
     key_table=key_table,
     folder="unet",
     whole_file=WHOLE,
+    reads_text=False,
     encode=_encode,
     encode_image=_image_encoder(Micro()),
     with_micro=_image_encoder,

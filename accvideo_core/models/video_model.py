@@ -144,6 +144,8 @@ class Family:
     Condition of one sample; None for a text-to-video family."""
     with_micro: Callable[[Micro], ImageEncoder] | None = None
     """`encode_image` of other numbers beside the image; None for a family that takes none."""
+    reads_text: bool = True
+    """Whether it is prompted with a text; else with an image alone."""
     text_tokens: int | None = None
     """Tokens of a prompt that the text encoder reads, the special ones among them; it cuts the
     rest off. None where there is no such limit."""

@@ -52,13 +52,15 @@ class Contents:
     notes: tuple[str, ...] = ()
 
 
-def read_entries(path: Path, column: str | None = None) -> Contents:
+def read_entries(path: Path, column: str | None = None, captioned: bool = True) -> Contents:
     """What stands in a file or folder, by its suffix (none is a text file).
+
+    Images of a folder need a caption; unless `captioned`, those without are called by their names.
 
     Raises AccVideoError for a missing, foreign or damaged file, and for a column that it lacks.
     """
     if path.is_dir():
-        return _folder(path, column)
+        return _folder(path, column, captioned)
     if not path.is_file():
         raise AccVideoError(f"there is no prompts file {path}; check the path")
     reader = _READERS.get(path.suffix.lower())
@@ -301,7 +303,7 @@ def _image_column(names: Sequence[str], prompts: str) -> str | None:
 # Folders --------------------------------------------------------------------------------------
 
 
-def _folder(path: Path, column: str | None) -> Contents:
+def _folder(path: Path, column: str | None, captioned: bool) -> Contents:
     """Images here and below, in the order of their paths, with their captions.
 
     A caption stands in the text file of the image's name, or else in one of LISTINGS.
@@ -320,6 +322,8 @@ def _folder(path: Path, column: str | None) -> Contents:
         beside = image.with_suffix(".txt")
         if beside.is_file():
             texts = [one_line(decoded_text(beside))]
+        if not captioned and not any(texts):
+            texts = [image.stem]
         entries += [PromptEntry(text, image, number) for text in texts if text]
         if not any(texts):
             without.append(image.relative_to(path).as_posix())

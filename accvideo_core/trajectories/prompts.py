@@ -50,7 +50,9 @@ class PromptEncoding:
     notes: tuple[str, ...]
 
 
-def read_prompts(path: Path, column: str | None = None, limit: int | None = None) -> PromptList:
+def read_prompts(
+    path: Path, column: str | None = None, limit: int | None = None, captioned: bool = True
+) -> PromptList:
     """The prompts of a file or folder, every one once.
 
     Args:
@@ -59,12 +61,14 @@ def read_prompts(path: Path, column: str | None = None, limit: int | None = None
             with captions. Text is UTF-8, with or without a byte order mark.
         column: name of the column or key with the prompts, in place of the obvious one.
         limit: tokens that are not too many, estimated from words; `too_long` counts them.
+        captioned: whether images of a folder need a caption; else those without are called by
+            their names, for a model that reads no text.
 
     Raises:
         AccVideoError: the file is missing, foreign, damaged or without prompts, or lacks the
             column; bad bytes are named with their line.
     """
-    contents = read_entries(path, column)
+    contents = read_entries(path, column, captioned)
     entries, notes = _distinct(contents)
     if not entries:
         raise AccVideoError(f"{path} holds no prompts; write at least one")
