@@ -300,8 +300,7 @@ class AccVideoEncodePrompts(io.ComfyNode):
         from ..accvideo_core.conditioning import Micro
         from ..accvideo_core.images import fitted
 
-        needed = images is None or model.model.family.reads_text
-        texts = prompt_lines(prompts) if needed or prompts.strip() else [""]
+        texts = prompt_lines(prompts) if model.model.family.reads_text else _names(prompts)
         if images is not None:
             pairs = _pairs(texts, images, clip)
             fitting = ((text, fitted(image, height, width)) for text, image in pairs)
@@ -313,6 +312,11 @@ class AccVideoEncodePrompts(io.ComfyNode):
             with on_device(model):
                 return io.NodeOutput(to_native(model.encode_prompts(texts, guidance or None)))
         return io.NodeOutput([entry for text in texts for entry in _encode(clip, text, guidance)])
+
+
+def _names(prompts: str) -> list[str]:
+    """What images are called where no text is read; without any it is the prompt of no image."""
+    return prompt_lines(prompts) if prompts.strip() else [""]
 
 
 def _micro_inputs() -> list[io.Input]:
