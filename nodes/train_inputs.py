@@ -72,7 +72,8 @@ def preset_choice(default: str) -> io.Input:
         options=list(PRESETS),
         default=default,
         tooltip="Where every setting comes from that is left at 0. tiny ones are for the embedded "
-        "teacher, paper is what AccVideo published.",
+        "teacher, paper is what AccVideo published; sf-v, ladd, ufogen and consistency are other "
+        "methods, which learn from clean latents alone.",
     )
 
 
