@@ -253,6 +253,7 @@ def sampling_of(
     args: Namespace, teacher: Teacher, student: Student | None, plan: SamplePlan
 ) -> Sampling:
     """What --student, --preset, --steps, --shift, --cfg and --negative ask for together."""
+    from .distill.student import student_grid
     from .presets import preset
 
     family = teacher.model.family
@@ -265,7 +266,9 @@ def sampling_of(
             )
     if student is not None:
         info, size = student.info, (plan.height, plan.width)
-        times = family.time_grid(args.steps, args.shift, size) if args.steps else info.key_times
+        times = info.key_times
+        if args.steps:
+            times = student_grid(family, args.steps, args.shift, size)
         return Sampling(student.model, times, info.guidance, info.solver)
     if args.preset is not None:
         chosen = preset(args.preset)

@@ -317,11 +317,13 @@ def _teachers(asked: VideoModel | Guided, family: Family, steps: set[int]) -> li
 
 def _students(name: str, student: Student, steps: set[int]) -> list[Any]:
     """A student at its own times; and in these numbers of steps, where it takes any."""
+    from .distill.student import student_grid
     from .evaluate.compare import Contender
 
-    own, grid = Contender(name, student, student.key_times), student.teacher.family.time_grid
+    own, family = Contender(name, student, student.key_times), student.teacher.family
     others = sorted(steps - {own.steps}, reverse=True) if student.info.any_steps else []
-    return [own, *(Contender(f"{name}@{count}", student, grid(count)) for count in others)]
+    times = {count: student_grid(family, count) for count in others}
+    return [own, *(Contender(f"{name}@{count}", student, times[count]) for count in others)]
 
 
 def _dataset(args: Namespace) -> TrajectoryDataset:

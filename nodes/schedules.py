@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from ..accvideo_core.distill.student import student_grid
 from ..accvideo_core.errors import AccVideoError
 from ..accvideo_core.flow import Times
 from ..accvideo_core.presets import Preset, misfit, presets_for
@@ -93,6 +94,8 @@ def _plan(
     family = network(model).family
     if isinstance(model, StudentHandle) and steps == 0:
         times = model.student.key_times
+    elif isinstance(model, StudentHandle) and model.student.info.any_steps:
+        times = student_grid(family, steps, shift or None, size)
     else:
         times = family.time_grid(steps or None, shift or None, size)
     if isinstance(model, StudentHandle):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..conditioning import Prompt
 from ..distill.recipes import Recipe, preset
 from ..distill.specs import SfvSpec
+from ..distill.student import student_grid
 from ..evaluate import image_world, world
 from ..evaluate.classifier import load_image_classifier
 from ..evaluate.image_clips import clips, write_videos
@@ -141,7 +142,8 @@ class SfvStudy:
         return guided(teacher.model, nothing, teacher.model.family.cfg)
 
     def times(self, arm: Arm, family: Family) -> Times:
-        return family.time_grid(arm.steps)
+        learnt = arm.recipe or arm.student
+        return student_grid(family, arm.steps) if learnt else family.time_grid(arm.steps)
 
     def recipe(self, arm: Arm, seed: int, times: Times) -> Recipe:
         """Arms of one seed read the same batches in the same order."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..conditioning import Condition
+from ..conditioning import Condition, Prompt
 from ..errors import AccVideoError
 from ..flow import Times, expand_time, interpolate
 from ..guidance import Cfg, Guided, guided
@@ -100,28 +100,36 @@ def distance(made: Tensor, target: Tensor, c: float) -> Tensor:
 
 
 def build_consistency(setting: Setting) -> Consistency:
-    """The objective on the family's own grid, under the dataset's guidance or the recipe's.
+    """The objective on the family's own grid, under the recipe's guidance, the dataset's, or, of
+    real videos, the family's.
 
     Raises:
-        AccVideoError: guidance is asked for, and the dataset has no negative prompt.
+        AccVideoError: guidance is asked for, and there is no negative prompt.
     """
     spec = setting.recipe.consistency or ConsistencySpec()
-    asked = _guided(setting.teacher, setting.states, spec)
+    asked: VideoModel | Guided = setting.teacher
+    if setting.states is not None:  # what runs without gradient is not rehearsed
+        asked = guided(asked, *_guidance(setting.teacher, setting.states, spec))
     return Consistency(spec, asked, setting.teacher.family.time_grid(spec.steps), setting.average)
 
 
-def _guided(
-    teacher: VideoModel, states: KeyStates | None, spec: ConsistencySpec
-) -> VideoModel | Guided:
-    if states is None:  # a rehearsal counts what is trained; this runs without gradient
-        return teacher
-    dataset = states.dataset
-    cfg = dataset.info.cfg if spec.cfg is None else Cfg(spec.cfg)
+def _guidance(
+    teacher: VideoModel, states: KeyStates, spec: ConsistencySpec
+) -> tuple[Prompt | None, Cfg | None]:
+    """(negative prompt, guidance) of the teacher's steps."""
+    dataset, family = states.dataset, teacher.family
+    info = dataset.info
+    cfg = info.cfg if info.cutting is None else family.cfg
+    if spec.cfg is not None:
+        cfg = Cfg(spec.cfg) if cfg is None else replace(cfg, scale=spec.cfg)
     if cfg is None or cfg.none:
-        return teacher
-    if dataset.info.negative is None:
-        raise AccVideoError(
-            f"recipe.consistency.cfg is {spec.cfg}, but dataset {dataset.folder.name!r} has no "
-            "negative prompt; leave it out, or record with guidance"
-        )
-    return guided(teacher, dataset.prompt(dataset.info.negative), cfg)
+        return None, None
+    if info.negative is not None:
+        return dataset.prompt(info.negative), cfg
+    if family.guides_image:  # away from no image, which is zeros
+        first = dataset.prompt(dataset.header(states.ids[0]).prompt_id).condition
+        return Prompt.of("", Condition(torch.zeros_like(first.text))), cfg
+    raise AccVideoError(
+        f"guidance {cfg.scale:g} needs a negative prompt, which dataset {dataset.folder.name!r} "
+        "does not have; set recipe.consistency.cfg to 1, or record with guidance"
+    )

@@ -21,6 +21,7 @@ from .recipes import Recipe
 from .rollout import DirectRollout, build_rollout
 from .setting import Setting
 from .sf_v import build_sf_v
+from .student import student_grid
 from .trajectory import TrajectoryGuidance
 from .ufogen import build_ufogen
 
@@ -53,9 +54,9 @@ def _recorded_times(recipe: Recipe, _teacher: VideoModel, info: DatasetInfo) -> 
 
 
 def _own_times(recipe: Recipe, teacher: VideoModel, info: DatasetInfo) -> Times:
-    """The family's own grid of as many steps, whatever the data come from."""
+    """Of the family, whatever the data come from."""
     size = (info.height, info.width)
-    times = recipe.key_times or teacher.family.time_grid(recipe.student_steps, size=size)
+    times = recipe.key_times or student_grid(teacher.family, recipe.student_steps, size=size)
     if times[-1] != 0:
         raise AccVideoError(
             f"recipe.key_times end at {times[-1]}, but {recipe.title} trains students that arrive "

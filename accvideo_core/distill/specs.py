@@ -113,8 +113,8 @@ class ConsistencySpec:
     """k: grid steps that the teacher's solver takes at once. 20 of 1000 is LCM's and AnimateLCM's
     50-step grid; more learns faster and less exactly."""
     cfg: float | None = None
-    """Classifier-free guidance of the teacher's step; None takes the dataset's own. LCM draws it
-    and tells the student; ours has no input for it."""
+    """Classifier-free guidance of the teacher's step; None takes the dataset's own, of real videos
+    the family's official one. LCM draws it and tells the student; ours has no input for it."""
     huber_c: float = 1e-3
     """c of the pseudo-Huber distance, taken per element as in LCM's code."""
 

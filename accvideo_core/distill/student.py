@@ -30,11 +30,12 @@ from ..flow import Times, Velocity, validate_times
 from ..latents import LatentSpec, key_generator
 from ..models.lora import shared_copy
 from ..models.quantised import trainable_in_full
-from ..models.video_model import VideoModel
+from ..models.video_model import Family, VideoModel
 from .sharded_tensors import assign, whole
 
 _ADAPTER = "default"
 _METADATA_PREFIX = "accvideo."
+_FINER = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,21 @@ class Student:
         twin = Student.create(self.teacher, self.info)
         twin.load_state_dict(self.state_dict())
         return twin
+
+
+def student_grid(
+    family: Family,
+    steps: int,
+    shift: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> Times:
+    """`steps` + 1 times of a student that predicts clean latents from any: every tenth of the
+    family's grid of ten times as many steps, for videos of `size` (height, width).
+
+    Of a shifted uniform grid that is the family's own of `steps`. Levels between fixed ends (Karras
+    et al.) would have a step at the lowest one, where hardly anything is left to predict.
+    """
+    return family.time_grid(_FINER * steps, shift, size)[::_FINER]
 
 
 def _add_adapters(

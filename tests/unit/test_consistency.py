@@ -115,7 +115,7 @@ def test_the_target_has_averaged_weights_and_no_gradient() -> None:
 
 def dataset(cfg: Cfg | None, negative: str | None) -> Any:
     prompt = SimpleNamespace(condition=analytic.condition(1, offset=-1.0))
-    info = SimpleNamespace(cfg=cfg, negative=negative)
+    info = SimpleNamespace(cfg=cfg, negative=negative, cutting=None)
     known = SimpleNamespace(
         info=info, folder=SimpleNamespace(name="clips"), prompt=lambda _: prompt
     )  # noqa: E501
@@ -145,8 +145,24 @@ def test_the_teacher_steps_under_the_datasets_guidance_or_the_recipes() -> None:
         v, v_neg = (teacher.velocity(x_t[rows], a, analytic.condition(1, offset=offset)) for offset in (0.0, -1.0))  # fmt: skip  # noqa: E501
         expected = x_t[rows] + (b - a) * (v_neg + 3 * (v - v_neg))
         torch.testing.assert_close(found[rows], expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(AccVideoError, match="cfg is 2.0, but dataset 'clips' has no negative"):
+    with pytest.raises(AccVideoError, match="guidance 2 needs a negative prompt, which dataset"):
         built(replace(spec, cfg=2.0), dataset(None, None))
+
+
+def test_on_real_videos_the_family_guides_away_from_no_image() -> None:
+    plain, batch = analytic.gaussian_model(dtype=torch.float32), gaussian_batch()
+    family = replace(plain.family, guides_image=True, cfg=Cfg(3.0, first=1.0))
+    prompt = SimpleNamespace(condition=analytic.condition(1))
+    videos: Any = SimpleNamespace(
+        info=SimpleNamespace(cfg=None, negative=None, cutting="as cut"),
+        header=lambda _id: SimpleNamespace(prompt_id="p"),
+        prompt=lambda _id: prompt,
+    )
+    states: Any = SimpleNamespace(dataset=videos, ids=["a"])
+    setting = Setting(RECIPE, replace(plain, family=family), (1.0, 0.0), lambda _: batch, states)
+    asked = build_consistency(setting).asked
+    assert isinstance(asked, Guided) and asked.cfg == Cfg(3.0, first=1.0)
+    assert not asked.negative.text.any() and asked.negative.text.shape == (1, 3, 2)
 
 
 @pytest.mark.parametrize(

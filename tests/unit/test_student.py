@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 
-from accvideo_core.distill.student import LoraSpec, Student, StudentInfo, shared_copy
+from accvideo_core.distill.student import LoraSpec, Student, StudentInfo, shared_copy, student_grid
 from accvideo_core.errors import AccVideoError
-from accvideo_core.models import VideoModel
+from accvideo_core.models import FAMILIES, VideoModel
 
 
 def info_for(teacher: VideoModel, lora: LoraSpec | None = LoraSpec(rank=4)) -> StudentInfo:  # noqa: B008
@@ -238,3 +238,12 @@ def test_bad_values_are_refused() -> None:
         student.load_state_dict({**state, name: torch.zeros(1)})
     with pytest.raises(AccVideoError, match="2 weights do not fit"):
         student.load_state_dict({**state, "x": torch.zeros(1), "y": torch.zeros(1)})
+
+
+def test_students_of_any_steps_take_the_familys_grid_but_not_its_lowest_level() -> None:
+    for steps in (1, 2, 4, 8):
+        flow, edm = FAMILIES["hunyuan_video"], FAMILIES["svd"]
+        assert student_grid(flow, steps) == flow.time_grid(steps)
+        times = student_grid(edm, steps)
+        assert len(times) == steps + 1 and times[0] == 1.0 and times[-1] == 0.0
+        assert times[-2] > 0.05 > edm.time_grid(max(2, steps))[-2]
