@@ -71,7 +71,7 @@ def test_the_term_is_a_teacher_step_and_both_ends_predictions() -> None:
         lower = x + (b - a) * teacher.velocity(x, a, cond)
         made = x - a * student.velocity(x, a, cond)
         target = lower - b * student.velocity(lower, b, cond)
-        total += float((((made - target) ** 2 + 1e-6).sqrt() - 1e-3).mean()) / 6
+        total += (((made - target) ** 2 + 1e-6).sqrt() - 1e-3).mean().item() / 6
     assert term.loss.item() == pytest.approx(total, rel=1e-4)
     assert not term.trains_heads and term.name == "consistency"
 

@@ -246,4 +246,4 @@ def test_students_of_any_steps_take_the_familys_grid_but_not_its_lowest_level() 
         assert student_grid(flow, steps) == flow.time_grid(steps)
         times = student_grid(edm, steps)
         assert len(times) == steps + 1 and times[0] == 1.0 and times[-1] == 0.0
-        assert times[-2] > 0.05 > edm.time_grid(max(2, steps))[-2]
+        assert times[-2] > 0.02 > edm.time_grid(max(2, steps))[-2]
