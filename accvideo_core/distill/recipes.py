@@ -259,8 +259,8 @@ _CONSISTENCY = Recipe(
     train_steps=10_000, lr=1e-4, ema=0.95, weight_decay=0.0, validate_every=100,
 )  # fmt: skip
 _TINY_SF_V = replace(
-    _SF_V, name="tiny-sf-v", lora=LoraSpec(rank=64), train_steps=400, batch_size=16, accumulate=1,
-    lr=3e-4, head_lr=1e-3, warmup=10, schedule="cosine", ema=0.98, head_width=64, validate_every=0,
+    _SF_V, name="tiny-sf-v", lora=LoraSpec(rank=64), train_steps=800, batch_size=16, accumulate=1,
+    lr=6e-4, head_lr=2e-3, warmup=10, schedule="cosine", ema=0.98, head_width=64, validate_every=0,
 )  # fmt: skip
 
 PRESETS: dict[str, Recipe] = {
