@@ -314,6 +314,14 @@ def test_folders_without_images_or_captions_are_refused(tmp_path: Path):
         read_prompts(tmp_path)
 
 
+def test_a_model_that_reads_no_text_takes_images_by_their_names(write: Write, tmp_path: Path):
+    for name in ("b.png", "a.png"):
+        picture(tmp_path / name)
+    write("b.txt", "told")
+    read = read_prompts(tmp_path, captioned=False)
+    assert [entry.text for entry in read.entries] == ["a", "told"] and read.notes == ()
+
+
 # Length ---------------------------------------------------------------------------------------
 
 
