@@ -1,6 +1,6 @@
 """Train the classifier of image-to-video clips, whose features carry the Frechet distance.
 
-    python scripts/tiny_svd_teacher/train_motion_classifier.py --steps 1000
+    python scripts/tiny_svd_teacher/train_motion_classifier.py --steps 1600
 
 It must judge what moves and not what was announced: the lit edges tell a random motion, half of the
 clips run backwards, and one in eight stands still. Half of every batch is clean, half is blurred,
@@ -121,7 +121,7 @@ def train(options: argparse.Namespace) -> Classifier:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

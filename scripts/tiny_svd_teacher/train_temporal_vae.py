@@ -1,6 +1,6 @@
 """Teach AutoencoderKLTemporalDecoder the latent space of the frame codec, one half at a time.
 
-    python scripts/tiny_svd_teacher/train_temporal_vae.py decoder --steps 600
+    python scripts/tiny_svd_teacher/train_temporal_vae.py decoder --steps 800
     python scripts/tiny_svd_teacher/train_temporal_vae.py encoder --steps 400
 
 The decoder maps the codec's latents plus a little noise to the clip (mean square + mean absolute
@@ -162,7 +162,7 @@ def report(run: Checkpoint, part: str, square: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=sorted(LOSSES))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
