@@ -1,6 +1,6 @@
 """Train the tiny UNet on latents of the frame codec; no autoencoder is needed.
 
-    python scripts/tiny_svd_teacher/train_unet.py --steps 2500
+    python scripts/tiny_svd_teacher/train_unet.py --steps 2000
 
 EDM as SVD has it: x = x_0 + sigma n, the network sees x / sqrt(sigma^2 + 1) and 0.25 ln(sigma),
 and answers v, from which x_0 = x / (sigma^2 + 1) - v sigma / sqrt(sigma^2 + 1). With the weight
@@ -193,7 +193,7 @@ def report(run: Run, losses: list[float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
