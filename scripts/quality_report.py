@@ -21,6 +21,7 @@ _COLUMNS = {
     "motion": "motion",
     "background": "background",
     "all": "all four",
+    "first_frame": "first frame, dB",
     "fd_real": "tiny FVD to real",
     "gap_closed": "gap closed",
     "fd_teacher": "tiny FVD to teacher@50",
@@ -163,13 +164,18 @@ def _oversharp(results: Results, name: str) -> bool:
 def _figures(results: Results) -> str:
     rows = next(iter(results.values()))["rows"]
     names = [row["name"] for row in rows]
+    columns = {
+        key: heading
+        for key, heading in _COLUMNS.items()
+        if any(_spread(results, name, key) for name in names)
+    }
     lines = [
-        "| | " + " | ".join(_COLUMNS.values()) + " | s per clip |",
-        "|---|" + "---|" * (len(_COLUMNS) + 1),
+        "| | " + " | ".join(columns.values()) + " | s per clip |",
+        "|---|" + "---|" * (len(columns) + 1),
     ]
     for name in names:
         cells = []
-        for key in (*_COLUMNS, "seconds_per_clip"):
+        for key in (*columns, "seconds_per_clip"):
             spread = _spread(results, name, key)
             cells.append(spread.text(key in _SHARES) if spread else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -196,7 +202,7 @@ def _differences(results: Results, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _spread(results: Results, name: str, figure: str) -> Spread | None:
-    found = [row[figure] for one in results.values() for row in one["rows"] if row["name"] == name]
+    found = [row.get(figure) for one in results.values() for row in one["rows"] if row["name"] == name]
     return Spread(tuple(found)) if found and None not in found else None
 
 

@@ -174,9 +174,9 @@ def test_a_missing_file_and_wrong_settings_are_refused(tmp_path: Path) -> None:
         ours.decode(tiny_latents(4, 1))
 
 
-def test_every_family_has_a_file_that_fits_its_latents() -> None:
+def test_every_family_but_svd_has_a_file_that_fits_its_latents() -> None:
     for name, family in FAMILIES.items():
-        assert any(name.startswith(each.families) for each in PUBLISHED), name
+        assert name == "svd" or any(name.startswith(each.families) for each in PUBLISHED), name
         assert isinstance(family.latent_spec({}, {}), LatentSpec)
 
 

@@ -510,7 +510,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "vae": (foreign("decoder.conv_in.conv.weight"), "this file is a VAE.*; load it with a VAE"),
     "text": (foreign("model.layers.0.self_attn.q_proj.weight"), "is a text encoder.*CLIP loader"),
-    "other": (foreign("a.weight", "b.weight"), "are no HunyuanVideo, Wan or CogVideoX network"),
+    "other": (foreign("a.weight", "b.weight"), "Wan, CogVideoX or Stable Video Diffusion network"),
 }
 
 
