@@ -202,7 +202,8 @@ def _differences(results: Results, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _spread(results: Results, name: str, figure: str) -> Spread | None:
-    found = [row.get(figure) for one in results.values() for row in one["rows"] if row["name"] == name]
+    rows = [row for one in results.values() for row in one["rows"] if row["name"] == name]
+    found = [row.get(figure) for row in rows]
     return Spread(tuple(found)) if found and None not in found else None
 
 
