@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..accvideo_core.speed import Speed, check_exact
 from . import paths
 from .guidance import guidance_for, guidance_inputs
-from .inputs import time_shift, video_size
+from .inputs import dataset_name, stored_dtype, time_shift, video_size
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import AccVideoDataset, AccVideoModel, NativeConditioning, from_native
@@ -101,12 +101,7 @@ def _record_inputs() -> list[io.Input]:
         io.Conditioning.Input(
             "conditioning", tooltip="The prompts: one entry each. Hundreds make a useful dataset."
         ),
-        io.String.Input(
-            "dataset",
-            default="my_dataset",
-            tooltip="Name of the dataset, a folder in ComfyUI's datasets. Recording goes on where "
-            "it stopped when the folder is there already.",
-        ),
+        dataset_name("my_dataset", "Recording"),
         *video_size(),
         io.Int.Input(
             "samples_per_prompt",
@@ -141,14 +136,7 @@ def _record_inputs() -> list[io.Input]:
         io.Int.Input(
             "batch_size", default=1, min=1, max=1024, tooltip="Clips denoised at the same time."
         ),
-        io.Combo.Input(
-            "dtype",
-            options=["bfloat16", "float16", "float32"],
-            default="bfloat16",
-            optional=True,
-            advanced=True,
-            tooltip="Number format of the latents on disk.",
-        ),
+        stored_dtype(),
         *guidance_inputs(),
         time_shift(),
         speed_input(

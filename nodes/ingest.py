@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from . import paths
 from .devices import vae_on_device
-from .inputs import video_size
+from .inputs import dataset_name, stored_dtype, video_size
 from .monitor import NodeMonitor
 from .previews import previewer
 from .sockets import AccVideoDataset, AccVideoModel
@@ -107,12 +107,7 @@ def _inputs() -> list[io.Input]:
             tooltip="Folder of videos in ComfyUI's input or output folder. A caption stands beside "
             "its video (a.txt or a.caption for a.mp4), or in captions.jsonl or metadata.jsonl.",
         ),
-        io.String.Input(
-            "dataset",
-            default="my_videos",
-            tooltip="Name of the dataset, a folder in ComfyUI's datasets. Ingesting goes on where "
-            "it stopped when the folder is there already.",
-        ),
+        dataset_name("my_videos", "Ingesting"),
         *video_size(),
         io.Float.Input(
             "fps",
@@ -158,12 +153,5 @@ def _inputs() -> list[io.Input]:
             tooltip="Seconds from the beginning of one clip to that of the next. 0 is a clip's "
             "length, so that they follow one another.",
         ),
-        io.Combo.Input(
-            "dtype",
-            options=["bfloat16", "float16", "float32"],
-            default="bfloat16",
-            optional=True,
-            advanced=True,
-            tooltip="Number format of the latents on disk.",
-        ),
+        stored_dtype(),
     ]

@@ -25,6 +25,27 @@ def video_size(optional: bool = False, when: str = "") -> list[io.Input]:
     ]
 
 
+def dataset_name(default: str, goes_on: str) -> io.Input:
+    """The dataset that is written; `goes_on` is what goes on in one that is there."""
+    return io.String.Input(
+        "dataset",
+        default=default,
+        tooltip=f"Name of the dataset, a folder in ComfyUI's datasets. {goes_on} goes on where it "
+        "stopped when the folder is there already.",
+    )
+
+
+def stored_dtype() -> io.Input:
+    return io.Combo.Input(
+        "dtype",
+        options=["bfloat16", "float16", "float32"],
+        default="bfloat16",
+        optional=True,
+        advanced=True,
+        tooltip="Number format of the latents on disk.",
+    )
+
+
 def time_shift() -> io.Input:
     """Shift of the model's time grid."""
     return io.Float.Input(

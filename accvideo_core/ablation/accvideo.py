@@ -6,12 +6,12 @@ Students learn by trajectory guidance; from there those of the adversarial quest
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..conditioning import Prompt
-from ..distill.recipes import Recipe, preset
+from ..distill.recipes import Recipe
 from ..distill.student import LoraSpec
 from ..evaluate import world
 from ..evaluate.judge import Judge
@@ -78,21 +78,14 @@ class AccVideoStudy:
 
     def recipe(self, arm: Arm, seed: int, times: Times) -> Recipe:
         """How an arm is trained. Arms of one seed read the same batches in the same order."""
-        assert arm.recipe is not None
         setting, tuned = self.setting, arm.start is not None
-        common = replace(
-            preset(arm.recipe),
-            name=arm.name,
-            student_steps=arm.steps,
-            key_times=times,
+        return arm.trained_by(
+            times,
             trajectories=setting.trajectories,
             train_steps=setting.tune_updates if tuned else setting.updates,
             batch_size=setting.batch,
-            checkpoint_every=20,
-            keep_checkpoints=1,
             seed=seed + 1000 if tuned else seed,  # another order of batches than before
         )
-        return replace(common, **arm.changes)
 
     def dataset(
         self, _name: str, teacher: Teacher, folder: Path, monitor: Monitor

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..distill.recipes import Recipe, preset
 from ..errors import AccVideoError
+from ..flow import Times
 
 FULL_TEACHER = "teacher"
 """The arm that all others are set beside: the teacher on its family's own grid."""
@@ -35,6 +37,13 @@ class Arm:
     def seeded(self) -> bool:
         """Whether there is one of every training seed."""
         return self.recipe is not None or self.student is not None
+
+    def trained_by(self, times: Times, **common: Any) -> Recipe:
+        """Its preset at its own key `times`, with fields that all arms have in `common`."""
+        assert self.recipe is not None
+        own = {"name": self.name, "student_steps": self.steps, "key_times": times}
+        often = {"checkpoint_every": 20, "keep_checkpoints": 1}
+        return replace(preset(self.recipe), **{**own, **often, **common, **self.changes})
 
     @property
     def needs(self) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,19 @@ class Lab:
 
     def __init__(self, teacher: Teacher, study: Study, folder: Path) -> None:
         self.teacher, self.study, self.folder = teacher, study, folder
-        self.full = self._contender(self.arms()[FULL_TEACHER])
-        self._gauge = Gauge(teacher, self.full, study, folder)
         self._datasets: dict[str, TrajectoryDataset] = {}
 
     def arms(self) -> dict[str, Arm]:
         return self.study.arms(self.teacher.model)
+
+    @cached_property
+    def full(self) -> Contender:
+        """The teacher on its own grid."""
+        return self._contender(self.arms()[FULL_TEACHER])
+
+    @cached_property
+    def _gauge(self) -> Gauge:
+        return Gauge(self.teacher, self.full, self.study, self.folder)
 
     def times(self, arm: Arm) -> Times:
         """The falling times that an arm is sampled at."""

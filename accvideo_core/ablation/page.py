@@ -148,8 +148,8 @@ def _section(
         f"## {question.title}",
         f"{question.text}{missing}",
         _table(question, results),
-        "\n".join([*(line for line in remarks if line.startswith("-")), *sentences]),
-        *(line for line in remarks if not line.startswith("-")),
+        *remarks,
+        "\n".join(sentences),
         f"![{question.title}]({picture})",
     ]
     return "\n\n".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..conditioning import Prompt
-from ..distill.recipes import Recipe, preset
+from ..distill.recipes import Recipe
 from ..distill.specs import SfvSpec
 from ..distill.student import student_grid
 from ..evaluate import image_world, world
@@ -138,8 +138,7 @@ class SfvStudy:
 
     def asked(self, teacher: Teacher) -> VideoModel | Guided:
         """Under the guidance of its release."""
-        (nothing,) = teacher.encode_prompts([""])
-        return guided(teacher.model, nothing, teacher.model.family.cfg)
+        return guided(teacher.model, teacher.encode_negative(), teacher.model.family.cfg)
 
     def times(self, arm: Arm, family: Family) -> Times:
         learnt = arm.recipe or arm.student
@@ -147,19 +146,10 @@ class SfvStudy:
 
     def recipe(self, arm: Arm, seed: int, times: Times) -> Recipe:
         """Arms of one seed read the same batches in the same order."""
-        assert arm.recipe is not None
-        common = replace(
-            preset(arm.recipe),
-            name=arm.name,
-            student_steps=arm.steps,
-            key_times=times,
-            train_steps=self.setting.updates,
-            batch_size=self.setting.batch,
-            checkpoint_every=20,
-            keep_checkpoints=1,
-            seed=seed,
+        setting = self.setting
+        return arm.trained_by(
+            times, train_steps=setting.updates, batch_size=setting.batch, seed=seed
         )
-        return replace(common, **arm.changes)
 
     def dataset(
         self, name: str, teacher: Teacher, folder: Path, monitor: Monitor
@@ -179,20 +169,20 @@ class SfvStudy:
         return ingest(teacher, videos, spec, folder, monitor).dataset
 
     def _synthetic(self, teacher: Teacher, folder: Path, monitor: Monitor) -> TrajectoryDataset:
-        family, (nothing,) = teacher.model.family, teacher.encode_prompts([""])
         spec = RecordSpec(
             frames=image_world.FRAMES,
             height=image_world.SIZE,
             width=image_world.SIZE,
             samples_per_prompt=1,
             seed=0,
-            kept=(family.steps,),
+            kept=(teacher.model.family.steps,),
             batch_size=min(32, self.setting.synthetic),
             dtype="float32",
         )
         _, frames = clips(range(self.setting.synthetic), *KEY, "synthetic")
         prompts = _image_prompts(teacher, frames[:, 0])
-        return record(teacher.model, prompts, spec, folder, monitor, nothing)
+        negative = teacher.encode_negative()
+        return record(teacher.model, prompts, spec, folder, monitor, negative)
 
     def texts(self) -> list[str]:
         return [world.prompt(spec) for spec in self._measured[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isinf
 from pathlib import Path
 
 from ..files import replacing
@@ -33,10 +34,10 @@ def one_step_remarks(results: Results) -> list[str]:
     (slow,) = values[FULL_TEACHER]["seconds_per_clip"]
     faster = Spread.of([slow / x for x in values[USUAL]["seconds_per_clip"]]).mean
     return [
-        f"- One step has {ratio.text()} times the Frechet distance to real clips of the teacher's "
+        f"One step has {ratio.text()} times the Frechet distance to real clips of the teacher's "
         f"{results.arms[FULL_TEACHER].steps} steps. That it is at most {ASKED_RATIO:g} times "
         f"{met}; the paper's own ratio is {PUBLISHED_RATIO:.2f}.",
-        f"- Sampling a clip is {faster:.3g} times as fast as the teacher's, which is asked twice a "
+        f"Sampling a clip is {faster:.3g} times as fast as the teacher's, which is asked twice a "
         "step, with and without its image.",
     ]
 
@@ -45,14 +46,15 @@ def heads_remarks(results: Results) -> list[str]:
     """Whether students of spatial heads alone stand still."""
     values = results.values()
     (full,) = values[FULL_TEACHER]["motion_energy"]
+    names = (USUAL, "spatial", "temporal")
+    both, spatial, temporal = (Spread.of(values[name]["motion_energy"]) for name in names)
     told = ", ".join(
-        f"{results.arms[name].title} {Spread.of(values[name]['motion_energy']).text()}"
-        for name in (USUAL, "spatial", "temporal")
+        f"{results.arms[name].title} {spread.text()}"
+        for name, spread in zip(names, (both, spatial, temporal), strict=True)
     )
-    both, alone = (Spread.of(values[name]["motion_energy"]) for name in (USUAL, "spatial"))
-    shows = "**shows**" if alone.high < both.low else "**does not show**"
+    shows = "**shows**" if spatial.high < both.low else "**does not show**"
     return [
-        f"- Motion energy, of which the teacher has {full:.3g}: {told}. That students of spatial "
+        f"Motion energy, of which the teacher has {full:.3g}: {told}. That students of spatial "
         f"heads alone stand still {shows}."
     ]
 
@@ -63,9 +65,7 @@ def sweep_remarks(results: Results, page: Path) -> list[str]:
     values = results.values()
     spreads = [Spread.of(values[sweep_row(mean)]["fd_real"]) for mean in P_MEANS]
     _draw_sweep(picture, spreads)
-    return [
-        f"![Frechet distance by P_mean, and the paper's FVD](images/{picture.name})",
-    ]
+    return [f"![Frechet distance by P_mean, and the paper's FVD](images/{picture.name})"]
 
 
 def _draw_sweep(path: Path, spreads: list[Spread]) -> None:
@@ -73,18 +73,17 @@ def _draw_sweep(path: Path, spreads: list[Spread]) -> None:
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     ours = figure.subplots()
-    known = [0.0 if len({s.margin, float("inf")}) == 1 else s.margin for s in spreads]
-    ours.errorbar(
-        [*P_MEANS], [s.mean for s in spreads], known, marker="o", capsize=4, label="here"
-    )
+    means = [spread.mean for spread in spreads]
+    known = [0.0 if isinf(spread.margin) else spread.margin for spread in spreads]
+    mine = ours.errorbar([*P_MEANS], means, known, marker="o", capsize=4)
     ours.set_xlabel("P_mean")
     ours.set_ylabel("Frechet distance to real clips")
     ours.set_xticks([*P_MEANS])
     theirs = ours.twinx()
-    theirs.plot([*P_MEANS], [*P_MEANS.values()], "s--", color="grey", label="paper (UCF-101)")
+    (published,) = theirs.plot([*P_MEANS], [*P_MEANS.values()], "s--", color="grey")
     theirs.set_yscale("log")
     theirs.set_ylabel("FVD, the paper's")
-    handles = [*ours.get_legend_handles_labels()[0], *theirs.get_legend_handles_labels()[0]]
-    ours.legend(handles, ["here, mean and 95 %", "the paper's, on UCF-101"], loc="upper center")
+    told = ["here, mean and 95 %", "the paper's, on UCF-101"]
+    ours.legend([mine, published], told, loc="upper center")
     with replacing(path) as temp:
         figure.savefig(temp, format="png", dpi=120)

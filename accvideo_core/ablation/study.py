@@ -107,7 +107,7 @@ class Study(Protocol):
         ...
 
     def remarks(self, question: Question, results: Results, page: Path, /) -> list[str]:
-        """What the page says of a question beside its sentences."""
+        """Paragraphs of the page on a question, before its sentences."""
         ...
 
     def introduction(self, fingerprint: str) -> str:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +38,7 @@ from .record import Batch, Outcome, versions
 from .rollout import Report, rounding_error
 from .shared_work import share
 from .store import Trajectory, TrajectoryDataset, record_id
-from .writer import Writer
+from .writer import Closing, Writer
 
 if TYPE_CHECKING:
     from ..models.loading import Teacher
@@ -102,7 +101,7 @@ def ingest(
     return Ingestion(dataset, len(footage.sources), skipped, notes)
 
 
-class Ingester:
+class Ingester(Closing):
     """Makes the clips of one video after another, in one process, as `share` asks for them.
 
     A clip is written by a background thread while the next one is encoded. Close it, or use it as a
@@ -184,17 +183,6 @@ class Ingester:
             self._writer.close()
         finally:
             self._encoded.close()
-
-    def __enter__(self) -> Ingester:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _encoder(self) -> Generator[Prompt, None, None]:
         """What `_prompt` puts into `_asked`, encoded."""

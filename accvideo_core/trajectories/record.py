@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import torch
@@ -32,7 +31,7 @@ from ..monitor import Monitor, silent
 from .info import DatasetInfo
 from .rollout import Report, not_stored, rollout, rounding_error
 from .store import Trajectory, TrajectoryDataset, record_id
-from .writer import Writer
+from .writer import Closing, Writer
 
 __all__ = [
     "Batch",
@@ -216,7 +215,7 @@ def plan(
     return [Batch(sample, ids) for sample in range(samples) for ids in groups]
 
 
-class Recorder:
+class Recorder(Closing):
     """Records batches of one dataset, in one process.
 
     A batch is written by a background thread while the next one is computed; at most two wait, so
@@ -293,17 +292,6 @@ class Recorder:
     def close(self) -> None:
         """`flush`, and let the writer's thread end."""
         self._writer.close()
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _store(self, made: Sequence[Trajectory], stored: Callable[[], None]) -> None:
         for trajectory in made:

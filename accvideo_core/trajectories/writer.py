@@ -6,11 +6,33 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import TypeVar
 
 Job = Callable[[], None]
 
 
-class Writer:
+_Self = TypeVar("_Self", bound="Closing")
+
+
+class Closing:
+    """Closes itself where its block ends."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Writer(Closing):
     """Runs jobs one after another in a thread of its own.
 
     At most `depth` of them are in flight (one at work, the others waiting), so memory is bounded:
@@ -50,17 +72,6 @@ class Writer:
             self.flush()
         finally:
             self._pool.shutdown()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _settle(self) -> None:
         """Wait for the oldest job and keep the first error."""

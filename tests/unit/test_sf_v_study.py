@@ -75,16 +75,9 @@ def test_an_impossible_setting_is_refused() -> None:
         SfvSetting(updates=0)
 
 
-class Unasked(SfvStudy):
-    """Without a teacher to guide."""
-
-    def asked(self, teacher: Any) -> Any:
-        return teacher.model
-
-
 def lab(folder: Path, figures: dict[str, Sequence[float]], motion: dict[str, float]) -> Lab:
     """A lab of results that are written by hand."""
-    one = Lab(SimpleNamespace(model=MODEL), Unasked(PRESETS["quick"]), folder)  # type: ignore[arg-type]
+    one = Lab(SimpleNamespace(model=MODEL), SfvStudy(PRESETS["quick"]), folder)  # type: ignore[arg-type]
     for name, each in figures.items():
         arm = one.arms()[name]
         for seed, fd_real in enumerate(each):
